@@ -1,0 +1,116 @@
+"""A Hugging Face folder, read tensor by tensor: memory stays near the largest one."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from edgekd.errors import ModelError
+from edgekd.files import sha256_of
+from edgekd.runtime.tokenizer import read_json
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The folder, its config and where each tensor lies."""
+
+    folder: Path
+    config: dict[str, Any]
+    shard_of: dict[str, Path]
+    """Tensor name to safetensors file."""
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder layers."""
+        return int(self.config["num_hidden_layers"])
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return int(
+            self.config.get("head_dim")
+            or self.config["hidden_size"] // self.config["num_attention_heads"]
+        )
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Number of key and value heads."""
+        return int(self.config.get("num_key_value_heads") or self.config["num_attention_heads"])
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the head uses the embedding's weights."""
+        return "lm_head.weight" not in self.shard_of
+
+    @property
+    def weight_files(self) -> list[Path]:
+        """The safetensors files, sorted."""
+        return sorted(set(self.shard_of.values()))
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return the tensor called ``name`` as float32."""
+        with safe_open(self.shard_of[name], framework="pt") as shard:
+            return shard.get_tensor(name).float()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of the tensor called ``name`` without reading it."""
+        with safe_open(self.shard_of[name], framework="pt") as shard:
+            return tuple(shard.get_slice(name).get_shape())
+
+    def weights_sha256(self) -> str:
+        """Return one hash over all weight files: a file's own where there is only one."""
+        hashes = [sha256_of(path) for path in self.weight_files]
+        return hashes[0] if len(hashes) == 1 else _hash_of(hashes)
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Return the checkpoint in ``folder``.
+
+    Raises:
+        ModelError: a file is missing, cut short or inconsistent.
+    """
+    config = read_json(folder / "config.json")
+    shard_of: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as shard:
+                shard_of.update(dict.fromkeys(shard.keys(), path))
+        except SafetensorError as error:
+            raise ModelError(f"{path} is no safetensors file or is cut short: {error}") from error
+    missing = {"hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"} - set(
+        config
+    )
+    if missing or not shard_of:
+        raise ModelError(f"{folder} is no checkpoint: config.json lacks {sorted(missing)}")
+    if config.get("tie_word_embeddings") and "model.embed_tokens.weight" in shard_of:
+        shard_of.pop("lm_head.weight", None)  # some checkpoints store the tied copy again
+    return Checkpoint(folder, config, shard_of)
+
+
+def read_licence(folder: Path) -> str | None:
+    """Return the licence that ``edgekd.json`` or the model card in ``folder`` names."""
+    manifest = read_json(folder / "edgekd.json")
+    if licence := manifest.get("licence"):
+        return str(licence)
+    card = folder / "README.md"
+    for line in card.read_text("utf-8").splitlines()[:40] if card.is_file() else []:
+        if line.startswith("license:"):
+            return line.partition(":")[2].strip() or None
+    return None
+
+
+def _hash_of(hashes: list[str]) -> str:
+    import hashlib
+
+    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()

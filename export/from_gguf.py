@@ -1,0 +1,179 @@
+"""Read a GGUF file back into a Hugging Face folder: weights, config, tokenizer, chat template.
+
+Weights are dequantized to float32. The tokenizer is rebuilt from the file's own tokens, merges
+and splitter name; transformers' GGUF route drops the Digits step of SmolLM.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType, TokenType
+from gguf.quants import dequantize
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, processors
+
+from edgekd.errors import ModelError
+from edgekd.export import llama
+from edgekd.export.pretokenizer import build_splitter
+from edgekd.files import atomic_folder
+from edgekd.runtime.gguf_header import GgufHeader, GgufTensor, read_gguf_header
+
+_SPECIAL_KEYS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+
+
+def gguf_to_checkpoint(path: Path, folder: Path) -> None:
+    """Write the model in the GGUF file at ``path`` as a Hugging Face folder.
+
+    Raises:
+        ModelError: the file is malformed, or its architecture or tokenizer is not supported.
+        OutputError: ``folder`` cannot be written; it is as it was.
+    """
+    header = read_gguf_header(path)
+    config = _read_config(path, header)
+    tokenizer = _read_tokenizer(header.metadata)
+    with atomic_folder(folder) as partial:
+        save_file(
+            _read_weights(path, header, config), partial / "model.safetensors", {"format": "pt"}
+        )
+        tokenizer.save(str(partial / "tokenizer.json"))
+        for name, content in (
+            ("config.json", config),
+            ("tokenizer_config.json", _tokenizer_config(header.metadata)),
+            ("generation_config.json", _generation_config(header.metadata)),
+        ):
+            (partial / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+        if licence := header.metadata.get("general.license"):
+            (partial / "README.md").write_text(f"---\nlicense: {licence}\n---\n", "utf-8")
+
+
+def _read_config(path: Path, header: GgufHeader) -> dict[str, Any]:
+    metadata = header.metadata
+    architecture = metadata.get("general.architecture")
+    if architecture != llama.GGUF_ARCHITECTURE:
+        raise ModelError(
+            f"{path} has the architecture {architecture!r}; only 'llama' can be read back yet"
+        )
+
+    def value(key: str, default: Any = None) -> Any:
+        found = metadata.get(f"llama.{key}", default)
+        if found is None:
+            raise ModelError(f"{path} lacks the metadata entry llama.{key}; convert it again")
+        return found
+
+    n_heads = value("attention.head_count")
+    head_dim = value("attention.key_length", value("embedding_length") // n_heads)
+    names = {tensor.name for tensor in header.tensors}
+    if "rope_freqs.weight" in names or value("rope.scaling.type", "none") != "none":
+        raise ModelError(f"{path} scales its rotary frequencies, which cannot be read back yet")
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": value("embedding_length"),
+        "intermediate_size": value("feed_forward_length"),
+        "num_hidden_layers": value("block_count"),
+        "num_attention_heads": n_heads,
+        "num_key_value_heads": value("attention.head_count_kv", n_heads),
+        "head_dim": head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": value("context_length"),
+        "rms_norm_eps": float(np.float32(value("attention.layer_norm_rms_epsilon"))),
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": value("rope.freq_base", 10_000.0),
+        },
+        "vocab_size": len(metadata.get("tokenizer.ggml.tokens", [])),
+        "tie_word_embeddings": "output.weight" not in names,
+        "attention_bias": "blk.0.attn_q.bias" in names,
+        "mlp_bias": "blk.0.ffn_up.bias" in names,
+        "dtype": "float32",
+        **{
+            f"{role}_token_id": metadata[f"tokenizer.ggml.{key}_token_id"]
+            for role, key in _SPECIAL_KEYS.items()
+            if role in ("bos", "eos", "pad") and f"tokenizer.ggml.{key}_token_id" in metadata
+        },
+    }
+
+
+def _read_weights(
+    path: Path, header: GgufHeader, config: dict[str, Any]
+) -> dict[str, torch.Tensor]:
+    weights = {}
+    for entry in header.tensors:
+        name = llama.to_hf_name(entry.name)
+        if name is None:
+            raise ModelError(f"{path} holds a tensor {entry.name!r} that no Llama model has")
+        tensor = _read_tensor(path, entry)
+        n_rotated = llama.rotated_heads(
+            name, config["num_attention_heads"], config["num_key_value_heads"]
+        )
+        if n_rotated:
+            tensor = llama.deinterleave_rows(tensor, n_rotated)
+        weights[name] = tensor.contiguous()
+    return weights
+
+
+def _read_tensor(path: Path, entry: GgufTensor) -> torch.Tensor:
+    raw = np.fromfile(path, np.uint8, entry.size_bytes, offset=entry.offset_bytes)
+    shape = entry.shape[::-1]
+    rows = raw.reshape(shape[0], -1) if len(shape) > 1 else raw[None]
+    try:
+        values = dequantize(rows, GGMLQuantizationType[entry.type_name])
+    except (KeyError, NotImplementedError) as error:
+        raise ModelError(f"{path}: tensors of type {entry.type_name} cannot be read") from error
+    return torch.from_numpy(values.astype(np.float32).reshape(shape))
+
+
+def _read_tokenizer(metadata: dict[str, Any]) -> Tokenizer:
+    if (model := metadata.get("tokenizer.ggml.model")) != "gpt2":
+        raise ModelError(
+            f"the file has a tokenizer of kind {model!r}; byte-level BPE ('gpt2') can be read back"
+        )
+    tokens = metadata["tokenizer.ggml.tokens"]
+    kinds = metadata.get("tokenizer.ggml.token_type") or [TokenType.NORMAL] * len(tokens)
+    ids = {token: i for i, token in enumerate(tokens) if kinds[i] != TokenType.UNUSED}
+    merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=merges))
+    tokenizer.pre_tokenizer = build_splitter(metadata.get("tokenizer.ggml.pre", "gpt-2"))
+    tokenizer.decoder = decoders.ByteLevel()
+    for kind, add in (
+        (TokenType.CONTROL, tokenizer.add_special_tokens),
+        (TokenType.USER_DEFINED, tokenizer.add_tokens),
+    ):
+        add(
+            [
+                AddedToken(token, normalized=False, special=kind == TokenType.CONTROL)
+                for i, token in enumerate(tokens)
+                if kinds[i] == kind
+            ]
+        )
+    if metadata.get("tokenizer.ggml.add_bos_token"):
+        bos_id = metadata["tokenizer.ggml.bos_token_id"]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<bos> $A".replace("<bos>", tokens[bos_id]),
+            special_tokens=[(tokens[bos_id], bos_id)],
+        )
+    return tokenizer
+
+
+def _tokenizer_config(metadata: dict[str, Any]) -> dict[str, Any]:
+    tokens = metadata["tokenizer.ggml.tokens"]
+    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    for role, key in _SPECIAL_KEYS.items():
+        token_id = metadata.get(f"tokenizer.ggml.{key}_token_id")
+        if token_id is not None:
+            config[f"{role}_token"] = tokens[token_id]
+    if template := metadata.get("tokenizer.chat_template"):
+        config["chat_template"] = template
+    return config
+
+
+def _generation_config(metadata: dict[str, Any]) -> dict[str, Any]:
+    stops = [
+        metadata[f"tokenizer.ggml.{key}_token_id"]
+        for key in ("eos", "eot")
+        if f"tokenizer.ggml.{key}_token_id" in metadata
+    ]
+    return {"eos_token_id": stops} if stops else {}

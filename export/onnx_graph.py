@@ -1,0 +1,114 @@
+"""A small builder of ONNX graphs whose weights go straight into an external data file.
+
+Initializers are written as they are added, so memory stays near the largest tensor.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+_ALIGNMENT_BYTES = 4096  # so that runtimes can map weights instead of copying them
+_MICROSOFT = "com.microsoft"
+
+
+class GraphBuilder:
+    """Collects nodes; every method that adds one returns its output's name."""
+
+    def __init__(self, data_path: Path) -> None:
+        """Open ``data_path`` for the weights; it must end up beside the model file."""
+        self._data_path = data_path
+        self._data = open(data_path, "wb")
+        self._nodes: list[onnx.NodeProto] = []
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+        self._initializers: list[TensorProto] = []
+        self._known: set[str] = set()
+
+    def add_input(self, name: str, element_type: int, shape: list[str | int]) -> str:
+        """Declare a graph input."""
+        self._inputs.append(helper.make_tensor_value_info(name, element_type, shape))
+        return name
+
+    def add_output(self, name: str, element_type: int, shape: list[str | int]) -> None:
+        """Declare a graph output; some node must produce ``name``."""
+        self._outputs.append(helper.make_tensor_value_info(name, element_type, shape))
+
+    def weight(self, name: str, array: NDArray[Any]) -> str:
+        """Store ``array`` in the data file, once per ``name``."""
+        if name not in self._known:
+            self._initializers.append(self._write(name, np.ascontiguousarray(array)))
+            self._known.add(name)
+        return name
+
+    def constant(self, name: str, array: NDArray[Any]) -> str:
+        """Store a small ``array`` in the model file itself, once per ``name``."""
+        if name not in self._known:
+            self._initializers.append(onnx.numpy_helper.from_array(array, name))
+            self._known.add(name)
+        return name
+
+    def has(self, name: str) -> bool:
+        """Return whether a value called ``name`` was made already."""
+        return name in self._known
+
+    def node(self, op_type: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        """Add an operator of the ONNX standard with one output."""
+        return self._add(op_type, inputs, [output], "", attributes)[0]
+
+    def microsoft_node(
+        self, op_type: str, inputs: list[str], outputs: list[str], **attributes: Any
+    ) -> list[str]:
+        """Add an operator of ONNX Runtime's own domain."""
+        return self._add(op_type, inputs, outputs, _MICROSOFT, attributes)
+
+    def save(self, model_path: Path, name: str, opset: int) -> None:
+        """Check the graph and write it to ``model_path``."""
+        self._data.close()
+        graph = helper.make_graph(
+            self._nodes, name, self._inputs, self._outputs, self._initializers
+        )
+        model = helper.make_model(
+            graph,
+            opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid(_MICROSOFT, 1)],
+            producer_name="edgekd",
+            ir_version=11,
+        )
+        model_path.write_bytes(model.SerializeToString())
+        onnx.checker.check_model(str(model_path))
+
+    def _add(
+        self,
+        op_type: str,
+        inputs: list[str],
+        outputs: list[str],
+        domain: str,
+        attributes: dict[str, Any],
+    ) -> list[str]:
+        node = helper.make_node(
+            op_type, inputs, outputs, name=outputs[0], domain=domain, **attributes
+        )
+        self._nodes.append(node)
+        self._known.update(outputs)
+        return outputs
+
+    def _write(self, name: str, array: NDArray[Any]) -> TensorProto:
+        start = -(-self._data.tell() // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+        self._data.write(b"\0" * (start - self._data.tell()))
+        self._data.write(array.tobytes())
+        tensor = TensorProto(
+            name=name,
+            data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
+            dims=array.shape,
+            data_location=TensorProto.EXTERNAL,
+        )
+        for key, value in (
+            ("location", self._data_path.name),
+            ("offset", start),
+            ("length", array.nbytes),
+        ):
+            tensor.external_data.add(key=key, value=str(value))
+        return tensor

@@ -1,0 +1,78 @@
+"""Which form each weight takes in an artifact: the plan that both formats follow."""
+
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+from edgekd.errors import ExportError
+from edgekd.export.blocks import BLOCK_SIZE, GridName
+from edgekd.export.checkpoint import Checkpoint
+
+Quant = Literal["f32", "f16", "q8_0", "q4_0"]
+QUANTS: tuple[Quant, ...] = get_args(Quant)
+_ALIASES: dict[str, Quant] = {"int4": "q4_0", "int8": "q8_0"}
+
+# The embedding and the head carry most of a small model's error: they stay at 8 bits, as in
+# llama.cpp's own recipe for models trained on Q4_0.
+_OUTER = ("model.embed_tokens.weight", "lm_head.weight")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Checkpoint tensor name to the type it is stored in."""
+
+    quant: Quant
+    types: dict[str, Quant]
+
+    def grid_of(self, name: str) -> GridName | None:
+        """Return the grid of the tensor ``name``; none where it is stored as float."""
+        stored = self.types[name]
+        return cast("GridName", stored) if stored in ("q4_0", "q8_0") else None
+
+    def grids(self) -> dict[str, GridName]:
+        """Return the tensors that lie on a grid."""
+        return {name: grid for name in self.types if (grid := self.grid_of(name))}
+
+
+def parse_quant(name: str) -> Quant:
+    """Return the type called ``name``, in any case and by its aliases int4 and int8.
+
+    Raises:
+        ExportError: there is no such type.
+    """
+    lowered = name.lower()
+    quant = _ALIASES.get(lowered, lowered)
+    if quant not in QUANTS:
+        raise ExportError(
+            f"unknown quantization {name!r}; choose one of {', '.join((*QUANTS, *_ALIASES))}"
+        )
+    return quant
+
+
+def make_plan(checkpoint: Checkpoint, quant: Quant) -> Plan:
+    """Return the plan for ``checkpoint``: norms and biases float32, matrices as ``quant`` says.
+
+    Raises:
+        ExportError: a matrix has rows that the grid cannot hold.
+    """
+    types = {}
+    faults = []
+    for name in checkpoint.shard_of:
+        shape = checkpoint.shape(name)
+        stored = _type_of(name, len(shape), quant)
+        if stored in ("q4_0", "q8_0") and shape[1] % BLOCK_SIZE:
+            faults.append(f"{name} has rows of {shape[1]}")
+        types[name] = stored
+    if faults:
+        raise ExportError(
+            f"{quant} needs rows that are a multiple of {BLOCK_SIZE}, but {'; '.join(faults[:3])}"
+            f"{' and more' if len(faults) > 3 else ''}; export as f16"
+        )
+    return Plan(quant, types)
+
+
+def _type_of(name: str, n_dims: int, quant: Quant) -> Quant:
+    if n_dims == 1:
+        return "f32"
+    if quant == "q4_0" and name in _OUTER:
+        return "q8_0"
+    return quant

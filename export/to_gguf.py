@@ -1,0 +1,122 @@
+"""Write a checkpoint as one GGUF file that llama.cpp reads.
+
+Tensors are read, rounded and written one at a time, so memory stays near the largest of them.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
+from numpy.typing import NDArray
+
+from edgekd.export import llama
+from edgekd.export.blocks import pack_gguf, quantize
+from edgekd.export.checkpoint import Checkpoint, read_licence
+from edgekd.export.gguf_tokenizer import write_tokenizer
+from edgekd.export.plan import Plan, Quant
+from edgekd.runtime.chat_template import read_chat_template
+from edgekd.runtime.tokenizer import FileTokenizer
+from edgekd.units import format_count
+
+_GGML_TYPES: dict[Quant, GGMLQuantizationType] = {
+    "f32": GGMLQuantizationType.F32,
+    "f16": GGMLQuantizationType.F16,
+    "q8_0": GGMLQuantizationType.Q8_0,
+    "q4_0": GGMLQuantizationType.Q4_0,
+}
+_FILE_TYPES: dict[Quant, LlamaFileType] = {
+    "f32": LlamaFileType.ALL_F32,
+    "f16": LlamaFileType.MOSTLY_F16,
+    "q8_0": LlamaFileType.MOSTLY_Q8_0,
+    "q4_0": LlamaFileType.MOSTLY_Q4_0,
+}
+_ROPE_FACTORS = "rope_freqs.weight"
+
+
+def write_gguf(checkpoint: Checkpoint, plan: Plan, path: Path) -> None:
+    """Write ``checkpoint`` to ``path`` with the types of ``plan``.
+
+    Raises:
+        ExportError: the architecture or the tokenizer has no GGUF form.
+    """
+    writer = GGUFWriter(path, llama.GGUF_ARCHITECTURE)
+    try:
+        _write_metadata(writer, checkpoint, plan)
+        write_tokenizer(
+            writer,
+            FileTokenizer(checkpoint.folder),
+            checkpoint.config["vocab_size"],
+            read_chat_template(checkpoint.folder),
+        )
+        _declare_tensors(writer, checkpoint, plan)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        _write_tensors(writer, checkpoint, plan)
+    finally:
+        writer.close()
+
+
+def _write_metadata(writer: GGUFWriter, checkpoint: Checkpoint, plan: Plan) -> None:
+    config = checkpoint.config
+    writer.add_type("model")
+    writer.add_name(model_name(checkpoint))
+    writer.add_size_label(format_count(_n_parameters(checkpoint)))
+    if licence := read_licence(checkpoint.folder):
+        writer.add_license(licence)
+    writer.add_file_type(_FILE_TYPES[plan.quant])
+    writer.add_quantization_version(2)  # GGML_QNT_VERSION
+    writer.add_block_count(checkpoint.n_layers)
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(checkpoint.n_kv_heads)
+    writer.add_key_length(checkpoint.head_dim)
+    writer.add_value_length(checkpoint.head_dim)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(llama.rope_theta(config))
+    writer.add_rope_dimension_count(checkpoint.head_dim)
+    writer.add_vocab_size(config["vocab_size"])
+
+
+def model_name(checkpoint: Checkpoint) -> str:
+    """Return what to call the model in the file: its own name, else its folder's."""
+    return Path(checkpoint.config.get("_name_or_path") or checkpoint.folder.absolute()).name
+
+
+def _n_parameters(checkpoint: Checkpoint) -> int:
+    return sum(int(np.prod(checkpoint.shape(name))) for name in checkpoint.shard_of)
+
+
+def _declare_tensors(writer: GGUFWriter, checkpoint: Checkpoint, plan: Plan) -> None:
+    for name, stored in plan.types.items():
+        ggml_type = _GGML_TYPES[stored]
+        array = _stored_array(torch.zeros(1, 32), stored)  # only its element type matters here
+        shape = checkpoint.shape(name)
+        if plan.grid_of(name):
+            block_bytes = array.shape[-1]
+            shape = (shape[0], shape[1] // 32 * block_bytes)
+        n_bytes = int(np.prod(shape)) * array.dtype.itemsize
+        writer.add_tensor_info(llama.to_gguf_name(name), shape, array.dtype, n_bytes, ggml_type)
+    if (factors := llama.rope_factors(checkpoint.config)) is not None:
+        writer.add_tensor_info(_ROPE_FACTORS, factors.shape, np.dtype(np.float32), 4 * len(factors))
+
+
+def _write_tensors(writer: GGUFWriter, checkpoint: Checkpoint, plan: Plan) -> None:
+    n_heads = checkpoint.config["num_attention_heads"]
+    for name, stored in plan.types.items():
+        tensor = checkpoint.tensor(name)
+        if n_rotated := llama.rotated_heads(name, n_heads, checkpoint.n_kv_heads):
+            tensor = llama.interleave_rows(tensor, n_rotated)
+        writer.write_tensor_data(_stored_array(tensor, stored))
+    if (factors := llama.rope_factors(checkpoint.config)) is not None:
+        writer.write_tensor_data(factors.float().numpy())
+
+
+def _stored_array(tensor: torch.Tensor, stored: Quant) -> NDArray[Any]:
+    if stored == "q4_0" or stored == "q8_0":
+        return pack_gguf(quantize(tensor, stored))
+    return tensor.numpy().astype(np.float16 if stored == "f16" else np.float32)

@@ -1,0 +1,238 @@
+"""Write a checkpoint as an ONNX folder for plain ONNX Runtime (profile ``cpu``).
+
+The graph is ours, node by node: ``MatMulNBits`` with the very blocks of the GGUF file,
+``GroupQueryAttention`` over one shared past/present buffer, and standard operators between.
+Operators of com.microsoft: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
+
+Scales are stored as fp16, as in GGUF, behind a Cast that ONNX Runtime folds when it loads the
+model: the file keeps 4.5 bits per weight, where fp32 scales would make it 5.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from edgekd.errors import ExportError
+from edgekd.export import llama
+from edgekd.export.blocks import BITS, BLOCK_SIZE, Blocks, pack_matmul_nbits, quantize
+from edgekd.export.checkpoint import TOKENIZER_FILES, Checkpoint
+from edgekd.export.onnx_graph import GraphBuilder
+from edgekd.export.plan import Plan
+
+# B batch, S new tokens, P past tokens, H hidden, K blocks in a row
+
+MODEL_FILE = "model.onnx"
+DATA_FILE = "model.onnx.data"
+_OPSET = 23  # the first with RMSNormalization
+# Multiply in int8 where the processor can, as llama.cpp does; 1 would be fp32 throughout.
+_ACCURACY_LEVEL = 4
+_MAX_ROTARY_POSITIONS = 32_768  # 17 MB of tables at head_dim 128
+
+
+def write_onnx(checkpoint: Checkpoint, plan: Plan, folder: Path) -> None:
+    """Write ``checkpoint`` into the empty ``folder`` with the types of ``plan``.
+
+    Raises:
+        ExportError: the plan asks for a type that the graph does not have.
+    """
+    if plan.quant == "f16":
+        raise ExportError("ONNX export knows f32, q8_0 and q4_0; f16 has no kernels on the CPU")
+    builder = GraphBuilder(folder / DATA_FILE)
+    _Emitter(builder, checkpoint, plan).emit()
+    builder.save(folder / MODEL_FILE, "edgekd", _OPSET)
+    config = {**checkpoint.config, "max_position_embeddings": _n_positions(checkpoint)}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    for name in TOKENIZER_FILES:
+        if (checkpoint.folder / name).is_file():
+            shutil.copyfile(checkpoint.folder / name, folder / name)
+
+
+class _Emitter:
+    """Walks the model from input ids to logits."""
+
+    def __init__(self, builder: GraphBuilder, checkpoint: Checkpoint, plan: Plan) -> None:
+        self.b = builder
+        self.checkpoint = checkpoint
+        self.plan = plan
+        config = checkpoint.config
+        self.n_heads = config["num_attention_heads"]
+        self.n_kv_heads = checkpoint.n_kv_heads
+        self.head_dim = checkpoint.head_dim
+        self.eps = float(config["rms_norm_eps"])
+
+    def emit(self) -> None:
+        b = self.b
+        b.add_input("input_ids", TensorProto.INT64, ["batch", "sequence"])
+        b.add_input("attention_mask", TensorProto.INT64, ["batch", "total"])
+        b.add_input("logits_to_keep", TensorProto.INT64, [1])
+        self._lengths()
+        self._rotary_tables()
+        hidden = self._embedding()
+        for layer in range(self.checkpoint.n_layers):
+            hidden = self._layer(hidden, layer)
+        hidden = self._last_positions(self._norm(hidden, "model.norm"))
+        head = "model.embed_tokens" if self.checkpoint.is_tied else "lm_head"
+        self._linear(hidden, head, "logits")
+        vocab_size = self.checkpoint.config["vocab_size"]
+        b.add_output("logits", TensorProto.FLOAT, ["batch", "kept", vocab_size])
+
+    def _lengths(self) -> None:
+        """Derive GroupQueryAttention's lengths from the attention mask."""
+        b = self.b
+        one = b.constant("one", np.array([1], np.int64))
+        total = b.node("ReduceSum", ["attention_mask", one], "mask_sum", keepdims=0)
+        b.node("Cast", [b.node("Sub", [total, one], "last_index")], "seqlens_k", to=6)
+        shape = b.node("Shape", ["attention_mask"], "mask_shape")
+        axis = b.constant("axis_1", np.array(1, np.int64))
+        b.node("Cast", [b.node("Gather", [shape, axis], "mask_length")], "total_length", to=6)
+
+    def _rotary_tables(self) -> None:
+        inv_freq = llama.rope_inv_freq(self.checkpoint.config).numpy()
+        angles = np.outer(np.arange(_n_positions(self.checkpoint)), inv_freq)
+        self.b.weight("cos_cache", np.cos(angles).astype(np.float32))
+        self.b.weight("sin_cache", np.sin(angles).astype(np.float32))
+
+    def _embedding(self) -> str:
+        b, name = self.b, "model.embed_tokens.weight"
+        grid = self.plan.grid_of(name)
+        if grid is None:
+            table = b.weight(name, self.checkpoint.tensor(name).numpy())
+            return b.node("Gather", [table, "input_ids"], "embedding")
+        codes, scales = self._block_weights(name)
+        picked = b.node("Gather", [codes, "input_ids"], "embedding_codes")  # [B, S, K, 32]
+        codes_f32 = b.node("Cast", [picked], "embedding_codes_f32", to=TensorProto.FLOAT)
+        zero_point = b.constant("zero_point", np.array(1 << (BITS[grid] - 1), np.float32))
+        signed = b.node("Sub", [codes_f32, zero_point], "embedding_signed")
+        picked_scales = b.node("Gather", [scales, "input_ids"], "embedding_scales")  # [B, S, K]
+        last = b.constant("axis_last", np.array([-1], np.int64))
+        column = b.node("Unsqueeze", [picked_scales, last], "embedding_scale_column")
+        blocks = b.node("Mul", [signed, column], "embedding_blocks")
+        shape = b.constant("embedding_shape", np.array([0, 0, -1], np.int64))
+        return b.node("Reshape", [blocks, shape], "embedding")
+
+    def _layer(self, hidden: str, layer: int) -> str:
+        b, prefix = self.b, f"model.layers.{layer}"
+        normed = self._norm(hidden, f"{prefix}.input_layernorm")
+        attended = self._attention(normed, layer)
+        hidden = b.node("Add", [hidden, attended], f"{prefix}.after_attention")
+        normed = self._norm(hidden, f"{prefix}.post_attention_layernorm")
+        return b.node("Add", [hidden, self._mlp(normed, f"{prefix}.mlp")], f"{prefix}.output")
+
+    def _attention(self, normed: str, layer: int) -> str:
+        prefix = f"model.layers.{layer}.self_attn"
+        queries, keys, values = (
+            self._linear(normed, f"{prefix}.{name}_proj", f"{prefix}.{name}") for name in "qkv"
+        )
+        cache = {}
+        for side in ("key", "value"):
+            past, present = f"past_key_values.{layer}.{side}", f"present.{layer}.{side}"
+            heads = [self.n_kv_heads, "past", self.head_dim]
+            self.b.add_input(past, TensorProto.FLOAT, ["batch", *heads])
+            self.b.add_output(present, TensorProto.FLOAT, ["batch", *heads])
+            cache[past] = present
+        attended, *_ = self.b.microsoft_node(
+            "GroupQueryAttention",
+            [queries, keys, values, *cache, "seqlens_k", "total_length", "cos_cache", "sin_cache"],
+            [f"{prefix}.attended", *cache.values()],
+            num_heads=self.n_heads,
+            kv_num_heads=self.n_kv_heads,
+            scale=self.head_dim**-0.5,
+            do_rotary=1,
+            rotary_interleaved=0,
+        )
+        return self._linear(attended, f"{prefix}.o_proj", f"{prefix}.output")
+
+    def _mlp(self, normed: str, prefix: str) -> str:
+        b = self.b
+        gate = self._linear(normed, f"{prefix}.gate_proj", f"{prefix}.gate")
+        up = self._linear(normed, f"{prefix}.up_proj", f"{prefix}.up")
+        sigmoid = b.node("Sigmoid", [gate], f"{prefix}.sigmoid")
+        silu = b.node("Mul", [gate, sigmoid], f"{prefix}.silu")
+        gated = b.node("Mul", [silu, up], f"{prefix}.gated")
+        return self._linear(gated, f"{prefix}.down_proj", f"{prefix}.output")
+
+    def _norm(self, hidden: str, name: str) -> str:
+        """RMSNorm; ONNX Runtime fuses it with the residual before it."""
+        weight = self.b.weight(f"{name}.weight", self._float(f"{name}.weight"))
+        return self.b.node(
+            "RMSNormalization",
+            [hidden, weight],
+            f"{name}.output",
+            axis=-1,
+            epsilon=self.eps,
+            stash_type=1,
+        )
+
+    def _linear(self, hidden: str, name: str, output: str) -> str:
+        """Multiply by the matrix ``name``, add its bias if it has one, and call it ``output``."""
+        has_bias = f"{name}.bias" in self.plan.types
+        product = f"{output}.product" if has_bias else output
+        if self.plan.grid_of(f"{name}.weight"):
+            self._matmul_nbits(hidden, f"{name}.weight", product)
+        else:
+            self._matmul(hidden, f"{name}.weight", product)
+        if has_bias:
+            bias = self.b.weight(f"{name}.bias", self._float(f"{name}.bias"))
+            self.b.node("Add", [product, bias], output)
+        return output
+
+    def _matmul_nbits(self, hidden: str, name: str, output: str) -> None:
+        codes, scales = self._block_weights(name)
+        n_rows, n_columns = self.checkpoint.shape(name)
+        grid = self.plan.grid_of(name)
+        assert grid is not None
+        self.b.microsoft_node(
+            "MatMulNBits",
+            [hidden, codes, scales],
+            [output],
+            K=n_columns,
+            N=n_rows,
+            bits=BITS[grid],
+            block_size=BLOCK_SIZE,
+            accuracy_level=_ACCURACY_LEVEL,
+        )
+
+    def _matmul(self, hidden: str, name: str, output: str) -> None:
+        """Multiply in fp32; the stored matrix is transposed by a node that loading folds."""
+        weight = self.b.weight(name, self._float(name))
+        transposed = f"{name}.transposed"
+        if not self.b.has(transposed):
+            self.b.node("Transpose", [weight], transposed, perm=[1, 0])
+        self.b.node("MatMul", [hidden, transposed], output)
+
+    def _block_weights(self, name: str) -> tuple[str, str]:
+        """Store the blocks of matrix ``name`` once; return the names of codes and fp32 scales."""
+        codes, scales = f"{name}.codes", f"{name}.scales"
+        if not self.b.has(codes):
+            blocks = self._blocks(name)
+            self.b.weight(codes, pack_matmul_nbits(blocks))
+            self.b.weight(scales, blocks.scales_NB.numpy())
+            self.b.node("Cast", [scales], f"{scales}_f32", to=TensorProto.FLOAT)
+        return codes, f"{scales}_f32"
+
+    def _blocks(self, name: str) -> Blocks:
+        grid = self.plan.grid_of(name)
+        assert grid is not None
+        return quantize(self.checkpoint.tensor(name), grid)
+
+    def _last_positions(self, hidden: str) -> str:
+        """Keep the last ``logits_to_keep`` positions, so that prefill skips most of the head."""
+        b = self.b
+        start = b.node("Neg", ["logits_to_keep"], "first_kept")
+        end = b.constant("no_end", np.array([np.iinfo(np.int64).max], np.int64))
+        axis = b.constant("axis_sequence", np.array([1], np.int64))
+        return b.node("Slice", [hidden, start, end, axis], "kept_hidden")
+
+    def _float(self, name: str) -> NDArray[np.float32]:
+        array: NDArray[np.float32] = self.checkpoint.tensor(name).to(torch.float32).numpy()
+        return array
+
+
+def _n_positions(checkpoint: Checkpoint) -> int:
+    """Return how many positions the rotary tables cover."""
+    return min(int(checkpoint.config["max_position_embeddings"]), _MAX_ROTARY_POSITIONS)

@@ -1,0 +1,1 @@
+"""Run, serve and measure a model on the machine at hand."""

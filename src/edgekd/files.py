@@ -1,0 +1,133 @@
+"""Files that are either whole or absent: written beside their place, then renamed into it."""
+
+import ctypes
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from edgekd.errors import OutputError
+from edgekd.units import format_bytes
+
+_READ_BYTES = 1 << 20
+_AT_FDCWD = -100  # linux/fcntl.h
+_RENAME_EXCHANGE = 2  # linux/fs.h
+# What a full, read-only or broken disk says. numpy's tofile raises without an errno.
+_DISK_ERRNOS = {None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a path beside ``path``; rename it into place when the block succeeds.
+
+    Raises:
+        OutputError: the folder cannot be written, or the disk is full; ``path`` is as it was.
+    """
+    with _beside(path) as partial:
+        yield partial
+        _flush(partial)
+        partial.replace(path)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``path``; it takes the place of ``path`` when the block succeeds.
+
+    Raises:
+        OutputError: the place cannot be written, or the disk is full; ``path`` is as it was.
+    """
+    with _beside(path) as partial:
+        partial.mkdir()
+        yield partial
+        for file in partial.rglob("*"):
+            if file.is_file():
+                _flush(file)
+        if path.exists():
+            _exchange(partial, path)
+        else:
+            partial.rename(path)
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write ``text`` to ``path``, whole or not at all."""
+    with atomic_file(path) as partial:
+        partial.write_text(text, "utf-8")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hex sha256 of the file at ``path``."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of the file at ``path``, or of all files below it."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """Yield an unused hidden name in the folder of ``path``; remove what is left there after."""
+    path = path.absolute()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise _output_error(path, error) from error
+    try:
+        yield holder / path.name
+    except OSError as error:
+        if _is_below(error, holder) or (error.filename is None and error.errno in _DISK_ERRNOS):
+            raise _output_error(path, error) from error
+        raise
+    finally:
+        shutil.rmtree(holder, ignore_errors=True)
+
+
+def _is_below(error: OSError, folder: Path) -> bool:
+    return str(error.filename or "").startswith(str(folder))
+
+
+def _output_error(path: Path, error: OSError) -> OutputError:
+    reason = error.strerror or str(error)
+    free = _free_space(path)
+    return OutputError(
+        f"cannot write {path}: {reason}{free}; nothing was changed there, "
+        "make room or choose another --out"
+    )
+
+
+def _free_space(path: Path) -> str:
+    for folder in path.parents:
+        if folder.exists():
+            return f" ({format_bytes(shutil.disk_usage(folder).free)} free)"
+    return ""
+
+
+def _flush(path: Path) -> None:
+    """Push ``path`` to the disk, so that the rename never outlives the contents."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swap two folders in one step where the system can (renameat2), else in two renames."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    names = os.fsencode(new), os.fsencode(old)
+    if renameat2 and not renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE):
+        return
+    aside = new.with_name(new.name + ".old")
+    old.rename(aside)
+    new.rename(old)

@@ -1,0 +1,116 @@
+"""A tiny model of the Llama family with a tokenizer of its own, built in memory from a seed."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from edgekd.export.checkpoint import Checkpoint, open_checkpoint
+
+SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"
+    " + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog, and 1234 dogs bark at 56 foxes.",
+    "def add(a, b):\n    return a + b  # the sum of both\n",
+    "Grüße aus Köln: ² ³ ½ — 日本語 и русский текст 🎉👩‍👩‍👧",
+    "A distribution is a function that gives the probability of each outcome.",
+]
+
+
+def make_tokenizer(vocab_size: int = 400) -> Tokenizer:
+    """Return a byte-level BPE with SmolLM's splitter, trained on ``TEXTS``."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXTS * 4, trainer)
+    return tokenizer
+
+
+def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    """Write the tokenizer files of a checkpoint."""
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|im_start|>",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|im_end|>",
+        "chat_template": CHAT_TEMPLATE,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def save_tiny_model(folder: Path, *, seed: int = 0, n_layers: int = 3, **options: object) -> Path:
+    """Write a Llama checkpoint of a few thousand weights into ``folder`` and return it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = make_tokenizer()
+    settings: dict[str, object] = {
+        "vocab_size": tokenizer.get_vocab_size() + 5,  # padded, as real models are
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": n_layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.2,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+    }
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(LlamaConfig(**(settings | options)))
+    model.save_pretrained(folder)
+    save_tokenizer(folder, tokenizer)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny checkpoint; shared, so never written to."""
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder: Path) -> Checkpoint:
+    return open_checkpoint(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint as a Q4_0 GGUF."""
+    from edgekd.export.plan import make_plan
+    from edgekd.export.to_gguf import write_gguf
+
+    path = tmp_path_factory.mktemp("gguf") / "tiny-q4_0.gguf"
+    write_gguf(tiny, make_plan(tiny, "q4_0"), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint as an int4 ONNX folder."""
+    from edgekd.export.plan import make_plan
+    from edgekd.export.to_onnx import write_onnx
+
+    folder = tmp_path_factory.mktemp("onnx") / "tiny-int4"
+    folder.mkdir()
+    write_onnx(tiny, make_plan(tiny, "q4_0"), folder)
+    return folder
