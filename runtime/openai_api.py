@@ -20,6 +20,7 @@ from edgekd.runtime.sampling import MAX_SEED, MAX_TEMPERATURE, SamplingParams
 Json = dict[str, Any]
 
 _IGNORED = {
+    "include_obfuscation",
     "metadata",
     "parallel_tool_calls",
     "prompt_cache_key",
@@ -139,7 +140,6 @@ class StreamOptions(_Asked):
     """What a stream carries besides text."""
 
     include_usage: bool = False
-    include_obfuscation: bool = False  # refused below: padding against eavesdroppers on the web
 
 
 StopString = Annotated[str, Field(min_length=1, max_length=128)]

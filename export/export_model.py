@@ -1,0 +1,115 @@
+"""``edgekd export``: any model in, a verified artifact with its manifest out."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from edgekd.errors import ExportError
+from edgekd.export import llama
+from edgekd.export.checkpoint import Checkpoint, open_checkpoint, read_licence
+from edgekd.export.from_gguf import gguf_to_checkpoint
+from edgekd.export.plan import Plan, make_plan, parse_quant
+from edgekd.export.to_gguf import write_gguf
+from edgekd.export.to_onnx import write_onnx
+from edgekd.export.verify import verify_against_checkpoint
+from edgekd.files import atomic_file, atomic_folder, size_of
+from edgekd.manifest import Manifest, describe_files, manifest_path, write_manifest
+from edgekd.runtime.model_kind import ModelKind, locate_model
+
+Format = Literal["gguf", "onnx"]
+
+
+def export_model(
+    model: str,
+    output_format: Format,
+    out: Path,
+    *,
+    quant: str = "q4_0",
+    revision: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Write ``model`` to ``out``, verify it, and return its manifest's verification.
+
+    The artifact appears at ``out`` only once it has passed every check.
+
+    Raises:
+        ExportError: the model has no such form.
+        VerificationError: what was written is not what it should be; ``out`` is as it was.
+        OutputError: ``out`` cannot be written; it is as it was.
+    """
+    with _as_checkpoint(model, revision) as checkpoint:
+        llama.check_supported(checkpoint.config)
+        plan = make_plan(checkpoint, parse_quant(quant))
+        if output_format == "gguf":
+            return _export_gguf(checkpoint, plan, out, say)
+        return _export_onnx(checkpoint, plan, out, say)
+
+
+def _export_gguf(
+    checkpoint: Checkpoint, plan: Plan, out: Path, say: Callable[[str], None]
+) -> dict[str, Any]:
+    if out.is_dir():
+        raise ExportError(f"{out} is a folder; a GGUF is one file, give --out {out / 'model.gguf'}")
+    with atomic_file(out) as partial:
+        say(f"writing {out}")
+        write_gguf(checkpoint, plan, partial)
+        report = _verify(partial, checkpoint, plan, say)
+        manifest = _manifest(checkpoint, plan, report, [partial])
+    write_manifest(manifest_path(out), manifest)
+    return {"path": str(out), "bytes": size_of(out), **report}
+
+
+def _export_onnx(
+    checkpoint: Checkpoint, plan: Plan, out: Path, say: Callable[[str], None]
+) -> dict[str, Any]:
+    if out.exists() and not (out / "model.onnx").is_file() and (out.is_file() or any(out.iterdir())):
+        raise ExportError(f"{out} exists and is no ONNX folder of ours; choose another --out")
+    with atomic_folder(out) as partial:
+        say(f"writing {out}")
+        write_onnx(checkpoint, plan, partial)
+        report = _verify(partial, checkpoint, plan, say)
+        files = [path for path in partial.iterdir() if path.is_file()]
+        write_manifest(manifest_path(partial), _manifest(checkpoint, plan, report, files))
+    return {"path": str(out), "bytes": size_of(out), **report}
+
+
+def _verify(
+    artifact: Path, checkpoint: Checkpoint, plan: Plan, say: Callable[[str], None]
+) -> dict[str, Any]:
+    say("verifying weights, tokenizer, chat template and logits against the checkpoint")
+    return verify_against_checkpoint(artifact, checkpoint, plan)
+
+
+def _manifest(
+    checkpoint: Checkpoint, plan: Plan, report: dict[str, Any], files: list[Path]
+) -> Manifest:
+    source = {
+        "role": "checkpoint",
+        "name": checkpoint.folder.name,
+        "weights_sha256": checkpoint.weights_sha256(),
+    }
+    return Manifest(
+        kind="artifact",
+        files=describe_files(files),
+        made_from=[source],
+        recipe={"quant": plan.quant, "tensor_types": plan.types},
+        verification=report,
+        licence=read_licence(checkpoint.folder),
+    )
+
+
+@contextmanager
+def _as_checkpoint(model: str, revision: str | None) -> Iterator[Checkpoint]:
+    """Yield ``model`` as a checkpoint; a GGUF is read back into a temporary folder first."""
+    kind, path = locate_model(model, revision)
+    if kind is ModelKind.ONNX:
+        raise ExportError(f"{path} is exported already; give the checkpoint it was made from")
+    if kind is ModelKind.CHECKPOINT:
+        yield open_checkpoint(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as holder:
+        folder = Path(holder) / path.stem
+        gguf_to_checkpoint(path, folder)
+        yield open_checkpoint(folder)

@@ -1,0 +1,54 @@
+"""Read the int4 and int8 blocks back out of an artifact, independently of what wrote them.
+
+GGUF goes through our header reader and plain file reads, ONNX through the onnx package.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from edgekd.export import llama
+from edgekd.export.blocks import Blocks, unpack_gguf, unpack_matmul_nbits
+from edgekd.export.checkpoint import Checkpoint
+from edgekd.export.to_onnx import MODEL_FILE
+from edgekd.runtime.gguf_header import read_gguf_header
+
+
+def read_gguf_blocks(path: Path, checkpoint: Checkpoint) -> Iterator[tuple[str, Blocks]]:
+    """Yield checkpoint name and blocks of every Q4_0 or Q8_0 tensor in the GGUF file at ``path``.
+
+    Rows of q and k come in the checkpoint's order.
+    """
+    for entry in read_gguf_header(path).tensors:
+        name = llama.to_hf_name(entry.name)
+        if name is None or entry.type_name not in ("Q4_0", "Q8_0"):
+            continue
+        raw = np.fromfile(path, np.uint8, entry.size_bytes, offset=entry.offset_bytes)
+        grid = "q4_0" if entry.type_name == "Q4_0" else "q8_0"
+        blocks = unpack_gguf(raw.reshape(entry.shape[1], -1), grid)
+        n_rotated = llama.rotated_heads(
+            name, checkpoint.config["num_attention_heads"], checkpoint.n_kv_heads
+        )
+        if n_rotated:
+            blocks = Blocks(
+                grid,
+                llama.deinterleave_rows(blocks.codes_NBK, n_rotated),
+                llama.deinterleave_rows(blocks.scales_NB, n_rotated),
+            )
+        yield name, blocks
+
+
+def read_onnx_blocks(folder: Path) -> Iterator[tuple[str, Blocks]]:
+    """Yield checkpoint name and blocks of every quantized matrix in the ONNX ``folder``."""
+    model = onnx.load(str(folder / MODEL_FILE))
+    arrays = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type != "MatMulNBits":
+            continue
+        bits = next(a.i for a in node.attribute if a.name == "bits")
+        name = node.input[1].removesuffix(".codes")
+        packed = onnx.numpy_helper.to_array(arrays[f"{name}.codes"])
+        scales_NB = onnx.numpy_helper.to_array(arrays[f"{name}.scales"])
+        yield name, unpack_matmul_nbits(packed, scales_NB, "q4_0" if bits == 4 else "q8_0")

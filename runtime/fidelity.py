@@ -1,0 +1,65 @@
+"""How faithfully one engine reproduces another's next-token distributions, on the same ids."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgekd.runtime.engine import Engine
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edgekd.runtime.engine import Logits
+
+# T tokens, V vocabulary
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """The distance of a candidate from its reference, averaged over positions."""
+
+    kl_nats: float
+    """KL(reference || candidate)."""
+    top1_agreement: float
+    """Share of positions at which both find the same token likeliest."""
+    n_positions: int
+
+
+def compare_engines(
+    reference: Engine, candidate: Engine, sequences: Sequence[Sequence[int]]
+) -> Fidelity:
+    """Return how far ``candidate`` is from ``reference`` over all positions of ``sequences``."""
+    kl_sum, n_same, n_positions = 0.0, 0, 0
+    for ids in sequences:
+        reference_TV = log_softmax(_fresh_logits(reference, ids))
+        candidate_TV = log_softmax(_fresh_logits(candidate, ids))
+        kl_sum += kl_per_token(reference_TV, candidate_TV).sum()
+        n_same += int((reference_TV.argmax(-1) == candidate_TV.argmax(-1)).sum())
+        n_positions += len(ids)
+    return Fidelity(float(kl_sum) / n_positions, n_same / n_positions, n_positions)
+
+
+def log_softmax(logits_TV: "Logits") -> "NDArray[np.float64]":
+    """Return log-probabilities in float64, so that a KL of 1e-10 is still a number."""
+    import numpy as np
+
+    shifted_TV = logits_TV.astype(np.float64)
+    shifted_TV -= shifted_TV.max(-1, keepdims=True)
+    shifted_TV -= np.log(np.exp(shifted_TV).sum(-1, keepdims=True))
+    return shifted_TV
+
+
+def kl_per_token(
+    reference_TV: "NDArray[np.float64]", candidate_TV: "NDArray[np.float64]"
+) -> "NDArray[np.float64]":
+    """Return KL(reference || candidate) in nats at each position [T], from log-probabilities."""
+    import numpy as np
+
+    kl_T: NDArray[np.float64] = (np.exp(reference_TV) * (reference_TV - candidate_TV)).sum(-1)
+    return kl_T
+
+
+def _fresh_logits(engine: Engine, ids: Sequence[int]) -> "Logits":
+    engine.rewind()
+    return engine.forward(ids, every_logit=True)

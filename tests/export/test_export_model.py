@@ -1,0 +1,74 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from edgekd.errors import ExportError, VerificationError
+from edgekd.export.blocks import quantize
+from edgekd.export.checkpoint import Checkpoint
+from edgekd.export.export_model import Format, export_model
+from edgekd.export.plan import make_plan
+from edgekd.export.read_back import read_gguf_blocks, read_onnx_blocks
+from edgekd.export.verify import blocks_equal, check_blocks
+from edgekd.manifest import check_files, manifest_path, read_manifest
+
+
+@pytest.mark.parametrize(
+    ("output_format", "quant"),
+    [("gguf", "f16"), ("gguf", "q8_0"), ("gguf", "q4_0"), ("onnx", "f32"), ("onnx", "q4_0")],
+)
+def test_an_export_passes_its_own_checks_and_leaves_a_manifest(
+    output_format: Format, quant: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / ("model.gguf" if output_format == "gguf" else "model")
+    report = export_model(str(tiny_folder), output_format, out, quant=quant)
+    manifest = read_manifest(manifest_path(out))
+    check_files(out if out.is_dir() else out.parent, manifest)
+    assert manifest["verification"]["arithmetic"] == report["arithmetic"]
+    assert manifest["recipe"]["quant"] == quant
+
+
+def test_gguf_and_onnx_hold_the_same_codes_and_scales(
+    tiny: Checkpoint, tiny_gguf: Path, tiny_onnx: Path
+) -> None:
+    in_gguf = dict(read_gguf_blocks(tiny_gguf, tiny))
+    in_onnx = dict(read_onnx_blocks(tiny_onnx))
+    assert set(in_gguf) == set(in_onnx) == set(make_plan(tiny, "q4_0").grids())
+    assert all(blocks_equal(in_gguf[name], in_onnx[name]) for name in in_gguf)
+
+
+def test_one_changed_code_is_found(tiny: Checkpoint, tiny_gguf: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    content = bytearray(tiny_gguf.read_bytes())
+    content[-5] ^= 1
+    broken.write_bytes(content)
+    with pytest.raises(VerificationError, match="is not the checkpoint's"):
+        check_blocks(broken, tiny, make_plan(tiny, "q4_0"))
+
+
+def test_a_gguf_read_back_has_the_weights_of_its_blocks(
+    tiny: Checkpoint, tiny_gguf: Path, tmp_path: Path
+) -> None:
+    from edgekd.export.blocks import dequantize
+    from edgekd.export.checkpoint import open_checkpoint
+    from edgekd.export.from_gguf import gguf_to_checkpoint
+
+    gguf_to_checkpoint(tiny_gguf, tmp_path / "back")
+    back = open_checkpoint(tmp_path / "back")
+    name = "model.layers.1.self_attn.q_proj.weight"
+    expected = dequantize(quantize(tiny.tensor(name), "q4_0"))
+    assert back.tensor(name).equal(expected)
+
+
+def test_another_architecture_is_refused_before_anything_is_written(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "other"
+    folder.mkdir()
+    for file in tiny_folder.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["Other"]}))
+    with pytest.raises(ExportError, match="architecture Other cannot be exported"):
+        export_model(str(folder), "gguf", tmp_path / "out" / "x.gguf")
+    assert not (tmp_path / "out").exists()
