@@ -64,7 +64,11 @@ def _export_gguf(
 def _export_onnx(
     checkpoint: Checkpoint, plan: Plan, out: Path, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    if out.exists() and not (out / "model.onnx").is_file() and (out.is_file() or any(out.iterdir())):
+    if (
+        out.exists()
+        and not (out / "model.onnx").is_file()
+        and (out.is_file() or any(out.iterdir()))
+    ):
         raise ExportError(f"{out} exists and is no ONNX folder of ours; choose another --out")
     with atomic_folder(out) as partial:
         say(f"writing {out}")

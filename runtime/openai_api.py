@@ -4,6 +4,7 @@ A field that would change the reply and is not supported is refused, never ignor
 Imports pydantic, so only the server imports this.
 """
 
+import json
 import time
 import uuid
 from collections.abc import Iterable
@@ -66,9 +67,7 @@ class ApiError(Exception):
         super().__init__(message)
         self.status = status
         self.headers = headers
-        # A lone surrogate in a field's name could not be sent.
-        legible = message.encode("utf-8", "replace").decode("utf-8")
-        self.body: Json = {"error": {"message": legible, "type": type, "code": code}}
+        self.body: Json = {"error": {"message": message, "type": type, "code": code}}
 
 
 def as_api_error(error: Exception) -> ApiError:
@@ -158,6 +157,15 @@ class _GenerationRequest(_Asked):
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     stop: StopString | Annotated[list[StopString], Field(max_length=16)] = []
     max_tokens: _Tokens | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_lone_surrogates(cls, found: Any) -> Any:
+        try:
+            json.dumps(found, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError("the text holds half a surrogate pair, which is no text") from None
+        return found
 
     def sampling(self, default_tokens: int) -> SamplingParams:
         """Return the settings that were asked for."""

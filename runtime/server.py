@@ -350,7 +350,7 @@ async def _events(
             yield _event(shape.counts(usage(job.n_prompt, n_tokens)))
         yield "data: [DONE]\n\n"
     except Exception as error:
-        _log.error("a stream ended early: %s", error)
+        _log.warning("a stream ended early: %s", error)
         yield _event(as_api_error(error).body)
     finally:
         job.close()

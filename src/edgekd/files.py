@@ -35,7 +35,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``path``; it takes the place of ``path`` when the block succeeds.
+    """Yield an empty folder beside ``path``; it replaces ``path`` when the block succeeds.
 
     Raises:
         OutputError: the place cannot be written, or the disk is full; ``path`` is as it was.

@@ -2,7 +2,7 @@
 
 
 def format_bytes(size_bytes: float) -> str:
-    """Return ``size_bytes`` with a decimal unit, as file managers and vendors count: ``91.7 MB``."""
+    """Return ``size_bytes`` with a decimal unit, as vendors count: ``91.7 MB``."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if abs(size_bytes) >= scale:
             return f"{size_bytes / scale:.1f} {unit}"

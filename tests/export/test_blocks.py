@@ -57,7 +57,6 @@ def _samples() -> dict[str, NDArray[np.float32]]:
         "ties": coarse,
         "zeros": np.zeros((2, 64), np.float32),
         "constant": np.full((2, 64), 0.3, np.float32),
-        "denormal": normal[:8] * np.float32(1e-41),
     }
 
 
@@ -93,6 +92,13 @@ def test_rounding_twice_changes_nothing(grid: GridName) -> None:
     once = fake_quantize(torch.from_numpy(_samples()["normal"]), grid)
     assert fake_quantize(once, grid).equal(once)
     assert dequantize(quantize(once, grid)).equal(once)
+
+
+def test_weights_below_any_fp16_scale_become_zero() -> None:
+    """C converts an infinite quotient to an int here, which is undefined; the value is not."""
+    weight = _samples()["normal"][:8] * np.float32(1e-41)
+    assert not fake_quantize(torch.from_numpy(weight), "q4_0").any()
+    assert not quants.dequantize(ggml_quantize(weight, "q4_0"), _TYPES["q4_0"]).any()
 
 
 def test_rows_that_hold_no_whole_block_are_refused() -> None:

@@ -11,6 +11,7 @@ from edgekd.export.plan import make_plan
 from edgekd.export.read_back import read_gguf_blocks, read_onnx_blocks
 from edgekd.export.verify import blocks_equal, check_blocks
 from edgekd.manifest import check_files, manifest_path, read_manifest
+from edgekd.runtime.gguf_header import read_gguf_header
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,8 @@ def test_gguf_and_onnx_hold_the_same_codes_and_scales(
 def test_one_changed_code_is_found(tiny: Checkpoint, tiny_gguf: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
     content = bytearray(tiny_gguf.read_bytes())
-    content[-5] ^= 1
+    matrix = next(t for t in read_gguf_header(tiny_gguf).tensors if t.type_name == "Q4_0")
+    content[matrix.offset_bytes + 7] ^= 1
     broken.write_bytes(content)
     with pytest.raises(VerificationError, match="is not the checkpoint's"):
         check_blocks(broken, tiny, make_plan(tiny, "q4_0"))
