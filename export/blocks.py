@@ -92,9 +92,9 @@ def unpack_gguf(rows: NDArray[np.uint8], grid: GridName) -> Blocks:
 
 
 def pack_matmul_nbits(blocks: Blocks) -> NDArray[np.uint8]:
-    """Return input ``B`` of ``MatMulNBits``: [N, B, 16] with neighbours sharing a byte, or [N, B, 32].
+    """Return input ``B`` of ``MatMulNBits``: uint8 [N, B, 16] for Q4_0, [N, B, 32] for Q8_0.
 
-    Its zero point is half the range: code -8 is stored as 0, code -128 as 0.
+    Neighbours share a byte. The zero point is half the range: code -8 (or -128) is stored as 0.
     """
     if blocks.grid == "q8_0":
         return (blocks.codes_NBK.numpy().astype(np.int16) + 128).astype(np.uint8)

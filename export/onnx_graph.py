@@ -21,7 +21,7 @@ class GraphBuilder:
     def __init__(self, data_path: Path) -> None:
         """Open ``data_path`` for the weights; it must end up beside the model file."""
         self._data_path = data_path
-        self._data = open(data_path, "wb")
+        self._data = data_path.open("wb")  # noqa: SIM115  closed by save()
         self._nodes: list[onnx.NodeProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []

@@ -29,7 +29,7 @@ from edgekd.runtime.torch_engine import TorchEngine, load_causal_lm
 PROBE_TEXTS = (
     "The mitochondrion is the powerhouse of the cell; in 1953 Watson and Crick described DNA.",
     "def fibonacci(n):\n\tif n < 2:\n\t\treturn n\n    return fibonacci(n - 1) + fibonacci(n-2)\n",
-    "Die Straße ist 3,14 km lang \u2014 \u00fcber \u00b2 und \u00bd hinaus. \u00a1Ol\u00e9! \u00c7a va?",
+    "Die Straße ist 3,14 km lang \u2014 \u00fcber \u00b2 und \u00bd. \u00a1Ol\u00e9!",
     "\u65e5\u672c\u8a9e\u306e\u6587\u7ae0\u3001\u4e2d\u6587\u53e5\u5b50\uff0c\ud55c\uad6d\uc5b4 "
     "\u043f\u0440\u0438\u0432\u0435\u0442 \u0645\u0631\u062d\u0628\u0627",
     "\U0001f389\U0001f469\u200d\U0001f469\u200d\U0001f467 \U0001f1ea\U0001f1fa   three   spaces"
