@@ -70,11 +70,10 @@ def pack_gguf(blocks: Blocks) -> NDArray[np.uint8]:
     """Return the GGUF rows of ``blocks``, uint8 [N, B * 18] for Q4_0 or [N, B * 34] for Q8_0."""
     codes_NBK = blocks.codes_NBK.numpy()
     scales = np.ascontiguousarray(blocks.scales_NB.numpy()[..., None]).view(np.uint8)
-    if blocks.grid == "q8_0":
-        packed = codes_NBK.view(np.uint8)
-    else:
-        unsigned = (codes_NBK + 8).astype(np.uint8)
-        packed = unsigned[..., :16] | unsigned[..., 16:] << 4
+    packed: NDArray[np.uint8] = codes_NBK.view(np.uint8)
+    if blocks.grid == "q4_0":
+        unsigned: NDArray[np.uint8] = (codes_NBK + 8).astype(np.uint8)
+        packed = (unsigned[..., :16] | unsigned[..., 16:] << 4).astype(np.uint8)
     return np.concatenate([scales, packed], axis=-1).reshape(len(codes_NBK), -1)
 
 
@@ -99,7 +98,7 @@ def pack_matmul_nbits(blocks: Blocks) -> NDArray[np.uint8]:
     if blocks.grid == "q8_0":
         return (blocks.codes_NBK.numpy().astype(np.int16) + 128).astype(np.uint8)
     unsigned = (blocks.codes_NBK.numpy() + 8).astype(np.uint8)
-    return unsigned[..., 0::2] | unsigned[..., 1::2] << 4
+    return (unsigned[..., 0::2] | unsigned[..., 1::2] << 4).astype(np.uint8)
 
 
 def unpack_matmul_nbits(

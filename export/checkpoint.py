@@ -61,7 +61,8 @@ class Checkpoint:
     def tensor(self, name: str) -> torch.Tensor:
         """Return the tensor called ``name`` as float32."""
         with safe_open(self.shard_of[name], framework="pt") as shard:
-            return shard.get_tensor(name).float()
+            tensor: torch.Tensor = shard.get_tensor(name)
+        return tensor.float()
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of the tensor called ``name`` without reading it."""

@@ -130,7 +130,7 @@ def rope_factors(config: dict[str, Any]) -> torch.Tensor | None:
     factor, low, high = (rope[key] for key in ("factor", "low_freq_factor", "high_freq_factor"))
     turns = rope["original_max_position_embeddings"] * freqs / (2 * math.pi)
     smooth = ((turns - low) / (high - low)).clamp(0, 1)
-    return 1 / ((1 - smooth) / factor + smooth)
+    return torch.reciprocal((1 - smooth) / factor + smooth)
 
 
 def rope_inv_freq(config: dict[str, Any]) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Which form each weight takes in an artifact: the plan that both formats follow."""
 
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 from edgekd.errors import ExportError
 from edgekd.export.blocks import BLOCK_SIZE, GridName
@@ -26,7 +26,7 @@ class Plan:
     def grid_of(self, name: str) -> GridName | None:
         """Return the grid of the tensor ``name``; none where it is stored as float."""
         stored = self.types[name]
-        return cast("GridName", stored) if stored in ("q4_0", "q8_0") else None
+        return stored if stored == "q4_0" or stored == "q8_0" else None
 
     def grids(self) -> dict[str, GridName]:
         """Return the tensors that lie on a grid."""

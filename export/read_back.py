@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from edgekd.export import llama
-from edgekd.export.blocks import Blocks, unpack_gguf, unpack_matmul_nbits
+from edgekd.export.blocks import Blocks, GridName, unpack_gguf, unpack_matmul_nbits
 from edgekd.export.checkpoint import Checkpoint
 from edgekd.export.to_onnx import MODEL_FILE
 from edgekd.runtime.gguf_header import read_gguf_header
@@ -26,7 +26,7 @@ def read_gguf_blocks(path: Path, checkpoint: Checkpoint) -> Iterator[tuple[str, 
         if name is None or entry.type_name not in ("Q4_0", "Q8_0"):
             continue
         raw = np.fromfile(path, np.uint8, entry.size_bytes, offset=entry.offset_bytes)
-        grid = "q4_0" if entry.type_name == "Q4_0" else "q8_0"
+        grid: GridName = "q4_0" if entry.type_name == "Q4_0" else "q8_0"
         blocks = unpack_gguf(raw.reshape(entry.shape[1], -1), grid)
         n_rotated = llama.rotated_heads(
             name, checkpoint.config["num_attention_heads"], checkpoint.n_kv_heads

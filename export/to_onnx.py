@@ -131,7 +131,7 @@ class _Emitter:
         cache = {}
         for side in ("key", "value"):
             past, present = f"past_key_values.{layer}.{side}", f"present.{layer}.{side}"
-            heads = [self.n_kv_heads, "past", self.head_dim]
+            heads: list[str | int] = [self.n_kv_heads, "past", self.head_dim]
             self.b.add_input(past, TensorProto.FLOAT, ["batch", *heads])
             self.b.add_output(present, TensorProto.FLOAT, ["batch", *heads])
             cache[past] = present

@@ -194,7 +194,7 @@ class _Reader:
 
     def _count(self, what: str, least_bytes: int) -> int:
         """Return a count that the rest of the file can hold at ``least_bytes`` each."""
-        count = self._number("<Q")
+        count = int(self._number("<Q"))
         if count * least_bytes > self._rest():
             raise self._fault(f"claims {count} {what}, more than its {self._size_bytes} bytes hold")
         return count

@@ -160,11 +160,15 @@ class _GenerationRequest(_Asked):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_lone_surrogates(cls, found: Any) -> Any:
+    def _refuse_what_is_no_text(cls, found: Any) -> Any:
+        if isinstance(found, bytes):  # FastAPI's way to say that it was not sent as JSON
+            raise ValueError("the body is not JSON; send it with Content-Type: application/json")
         try:
             json.dumps(found, ensure_ascii=False).encode("utf-8")
-        except UnicodeEncodeError:
-            raise ValueError("the text holds half a surrogate pair, which is no text") from None
+        except (UnicodeEncodeError, RecursionError):
+            raise ValueError(
+                "half a surrogate pair, or nesting too deep; send plain text"
+            ) from None
         return found
 
     def sampling(self, default_tokens: int) -> SamplingParams:

@@ -95,5 +95,5 @@ def test_a_wrong_option_is_a_usage_error(tiny_folder: Path) -> None:
 
 
 def test_doctor_and_detect_speak_json() -> None:
-    assert json.loads(run("devices", "detect", "--json").stdout.splitlines()[-1])["usable_cores"]
+    assert json.loads(run("devices", "detect", "--json").stdout.splitlines()[-1])["n_usable_cores"]
     assert json.loads(run("doctor", "--json").stdout.splitlines()[-1])

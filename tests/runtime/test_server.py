@@ -183,6 +183,12 @@ def test_a_malformed_body_is_refused(url: str, body: str) -> None:
     refused(httpx.post(url + TEXT, content=body, headers=headers), 400, "invalid_request")
 
 
+def test_json_that_is_not_sent_as_json_is_refused(url: str) -> None:
+    headers = {"Content-Type": "text/plain"}  # what a foreign web page can send unasked
+    response = httpx.post(url + TEXT, content=json.dumps(CONTINUE), headers=headers)
+    assert "Content-Type" in refused(response, 400, "invalid_request")
+
+
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999"])
 def test_numbers_that_are_none_are_refused(url: str, value: str) -> None:
     body = f'{{"prompt": "a", "temperature": {value}}}'
