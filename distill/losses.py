@@ -77,7 +77,7 @@ def distillation_loss(
     """
     if (teacher_hidden_NH is None or teacher_head_VH is None) and options.hard_label_weight < 1:
         raise RecipeError("without a teacher hard_label_weight must be 1")
-    parts: tuple[torch.Tensor, ...] = _ChunkedLoss.apply(
+    parts: tuple[torch.Tensor, ...] = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
         student_hidden_NH,
         student_head_VH,
         teacher_hidden_NH,

@@ -53,7 +53,7 @@ def test_value_and_gradients_equal_fp64_autograd(options: LossOptions, dtype: to
     expected = dense_loss(exact, options)
     expected.backward()  # type: ignore[no-untyped-call]
     found = distillation_loss(*tested, options).loss  # type: ignore[call-arg, arg-type]
-    (found * 1.0).backward()
+    (found * 1.0).backward()  # type: ignore[no-untyped-call]
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     for one, other in zip(tested[:2], exact[:2], strict=True):
         assert one.grad is not None and other.grad is not None

@@ -1,0 +1,88 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgekd.distill.data import IGNORED, Document, encode_sample, pack, read_documents
+from edgekd.errors import DataError
+from edgekd.runtime.chat_template import read_chat_template
+from edgekd.runtime.tokenizer import FileTokenizer
+
+documents = st.lists(
+    st.lists(st.integers(0, 99), min_size=2, max_size=20).map(
+        lambda ids: Document(ids, [True] * len(ids))
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(found=documents, row_tokens=st.integers(2, 16))
+def test_packing_keeps_every_token_once_and_predicts_within_a_document(
+    found: list[Document], row_tokens: int
+) -> None:
+    rows = pack(found, row_tokens)
+    kept = [
+        token
+        for row in rows
+        for token, part in zip(row.ids, row.segments, strict=True)
+        if part >= 0
+    ]
+    assert kept == [token for document in found for token in document.ids]
+    for row in rows:
+        assert len(row.ids) == len(row.labels) == len(row.segments) == row_tokens
+        for index, label in enumerate(row.labels):
+            if label != IGNORED:
+                assert row.segments[index] == row.segments[index + 1] >= 0
+                assert label == row.ids[index + 1]
+
+
+def test_a_reply_of_one_token_is_learned_together_with_its_stop_token(tiny_folder: Path) -> None:
+    tokenizer = FileTokenizer(tiny_folder)
+    sample = {"prompt": "fox", "response": "a"}
+    document = encode_sample(sample, tokenizer, read_chat_template(tiny_folder))
+    targets = [i for i, wanted in zip(document.ids, document.learned, strict=True) if wanted]
+    assert targets == [*tokenizer.encode("a"), 2]  # 2 is both the stop and the padding token
+
+
+def test_prompts_are_never_learned(tiny_folder: Path) -> None:
+    tokenizer = FileTokenizer(tiny_folder)
+    messages = [
+        {"role": "user", "content": "dogs"},
+        {"role": "assistant", "content": "bark"},
+        {"role": "user", "content": "foxes"},
+        {"role": "assistant", "content": "jump"},
+    ]
+    document = encode_sample({"messages": messages}, tokenizer, read_chat_template(tiny_folder))
+    targets = [i for i, wanted in zip(document.ids, document.learned, strict=True) if wanted]
+    assert (
+        tokenizer.core.decode(targets, skip_special_tokens=False) == "bark<|im_end|>jump<|im_end|>"
+    )
+
+
+def test_the_kind_of_a_file_is_its_content_not_its_name(tiny_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "samples.txt"
+    path.write_text("\n".join(json.dumps({"text": text}) for text in ("one fox", "two dogs")))
+    assert len(read_documents([str(path)], FileTokenizer(tiny_folder), None)) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "holds no text"),
+        (b"\xff\xfe\x00binary", "no UTF-8 text"),
+        (b'{"text": "a fox"}\n{broken', "line 2"),
+        (b'{"other": 1}', "fields other"),
+        (None, "no data at"),
+    ],
+)
+def test_bad_data_is_named(
+    content: bytes | None, complaint: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "data"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=complaint):
+        read_documents([str(path)], FileTokenizer(tiny_folder), None)
