@@ -16,6 +16,8 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_mar
 devices_app = typer.Typer(no_args_is_help=True, help="What this machine is.")
 app.add_typer(devices_app, name="devices")
 
+_CALIBRATION_DOCUMENTS = 64
+
 Model = Annotated[
     str, typer.Argument(help="HF folder, hub id, .gguf file or ONNX folder.", metavar="MODEL")
 ]
@@ -23,6 +25,93 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document as t
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print results only.")]
 Threads = Annotated[int | None, typer.Option("-t", "--threads", help="CPU threads.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
+
+
+@app.command()
+def prune(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    layers: Annotated[int | None, typer.Option(help="How many layers to keep.")] = None,
+    params: Annotated[str | None, typer.Option(help="Largest size, such as 90M.")] = None,
+    keep: Annotated[str | None, typer.Option(help="The layers to keep, such as 0,1,5.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="Calibration text.")] = None,
+    revision: Revision = None,
+    as_json: Json = False,
+) -> None:
+    """Carve a shallower student out of MODEL, by block influence or by an explicit list."""
+    if sum(option is not None for option in (layers, params, keep)) != 1:
+        raise typer.BadParameter("give one of --layers, --params, --keep")
+    if keep is None and not data:
+        raise typer.BadParameter("block influence needs --data; or name layers with --keep")
+    _need("distill", "torch", "transformers", "gguf")
+    from edgekd.distill.data import read_documents
+    from edgekd.distill.distill import as_checkpoint
+    from edgekd.distill.prune import block_influence, choose_layers, layers_within, write_pruned
+    from edgekd.runtime.chat_template import read_chat_template
+    from edgekd.runtime.tokenizer import FileTokenizer
+
+    with as_checkpoint(model, revision) as checkpoint:
+        influence = None
+        if keep is not None:
+            chosen = _parse_layers(keep)
+        else:
+            tokenizer = FileTokenizer(checkpoint.folder)
+            documents = read_documents(data or [], tokenizer, read_chat_template(checkpoint.folder))
+            influence = block_influence(checkpoint, documents[:_CALIBRATION_DOCUMENTS])
+            n_keep = layers or layers_within(checkpoint, _parse_count(params or ""))
+            chosen = choose_layers(influence, n_keep)
+        write_pruned(checkpoint, chosen, out)
+        report = {"path": str(out), "kept_layers": chosen, "block_influence": influence}
+        _print(
+            report, as_json, f"{out}: kept {len(chosen)} of {checkpoint.n_layers} layers: {chosen}"
+        )
+
+
+@app.command()
+def distill(
+    teacher: Annotated[str, typer.Option(help="HF folder, hub id or .gguf file.")],
+    student: Annotated[str, typer.Option(help="HF folder, hub id or .gguf file.")],
+    data: Annotated[list[str], typer.Option(help="Text, JSONL, folder or hf://NAME.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 100,
+    row_tokens: Annotated[int, typer.Option(help="Tokens in a packed row.")] = 512,
+    rows_per_step: Annotated[int, typer.Option(help="Rows in one forward pass.")] = 2,
+    accumulation_steps: Annotated[int, typer.Option(help="Forward passes per step.")] = 1,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-4,
+    temperature: Annotated[float, typer.Option(help="Of both distributions.")] = 1.0,
+    hard_label_weight: Annotated[float, typer.Option(help="0 distils, 1 trains plainly.")] = 0.0,
+    grid: Annotated[str, typer.Option(help="q4_0 trains on the int4 grid that ships.")] = "none",
+    save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
+    seed: Annotated[int, typer.Option(help="Of order and initial state.")] = 0,
+    precision: Annotated[str, typer.Option(help="Backbones: auto, bf16 or fp32.")] = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after a kill.")] = False,
+    revision: Revision = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train the student to follow the teacher's whole distribution."""
+    _need("distill", "torch", "transformers", "accelerate", "gguf")
+    from edgekd.distill.distill import Recipe
+    from edgekd.distill.distill import distill as run_distillation
+
+    recipe = Recipe(
+        max_steps=steps,
+        row_tokens=row_tokens,
+        rows_per_step=rows_per_step,
+        accumulation_steps=accumulation_steps,
+        learning_rate=learning_rate,
+        temperature=temperature,
+        hard_label_weight=hard_label_weight,
+        grid=grid,  # type: ignore[arg-type]  # Recipe checks it
+        save_steps=save_steps,
+        seed=seed,
+        precision=precision,  # type: ignore[arg-type]
+    )
+    say = _speaker(quiet)
+    report = run_distillation(
+        teacher, student, data, out, recipe, resume=resume, revision=revision, say=say
+    )
+    _print(report, as_json, f"{out}: {report['steps']} steps, last {report['last']}")
 
 
 @app.command()
@@ -190,6 +279,21 @@ def _need(extra: str, *packages: str) -> None:
     for package in packages:
         if find_spec(package) is None:
             raise MissingExtraError(package, extra)
+
+
+def _parse_layers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no list such as 0,1,5") from None
+
+
+def _parse_count(text: str) -> int:
+    scale = {"k": 1e3, "m": 1e6, "b": 1e9}.get(text[-1:].lower(), 1)
+    try:
+        return int(float(text[:-1] if scale > 1 else text) * scale)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no size such as 90M") from None
 
 
 def _speaker(quiet: bool) -> Any:
