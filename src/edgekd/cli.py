@@ -28,6 +28,37 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a h
 
 
 @app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything it makes.")] = Path(
+        "edgekd-demo"
+    ),
+    minutes: Annotated[float, typer.Option(help="Budget on 2 cores.")] = 6.0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run the whole chain on a real model and end with the five rows."""
+    _need("demo", "torch", "transformers", "accelerate", "gguf", "onnx", "onnxruntime", "llama_cpp")
+    from rich.console import Console
+
+    from edgekd.distill.demo import as_document
+    from edgekd.distill.demo import demo as run_demo
+    from edgekd.runtime.five_rows import render_rows
+
+    result = run_demo(out, minutes, _speaker(quiet))
+    if as_json:
+        print(json.dumps(as_document(result)))
+        return
+    Console(width=150).print(render_rows(result.rows))
+    print(f"freshly pruned student: KL to teacher {result.pruned.kl_nats:.4f}")
+    print(
+        f"everything lies in {out}; next:\n"
+        f"  edgekd chat {out}/student-int4-q4_0.gguf\n"
+        f"  edgekd serve {out}/student-int4-q4_0.gguf\n"
+        f"  edgekd bench {out}/student-int4-q4_0.gguf {out}/student-int4-onnx"
+    )
+
+
+@app.command()
 def prune(
     model: Model,
     out: Annotated[Path, typer.Option(help="Folder to write.")],
