@@ -91,14 +91,15 @@ def write_corpus(out: Path) -> tuple[Path, Path]:
 
     A document is held out by a hash of its text, so the split is the same in every run.
     """
-    parts: dict[bool, list[str]] = {True: [], False: []}
-    for document in sorted(set(_documents())):
-        digest = hashlib.sha256(document.encode()).digest()
-        parts[digest[0] % _HELD_OUT_SHARE == 0].append((digest.hex(), document))  # type: ignore[arg-type]
+    by_digest = {hashlib.sha256(text.encode()).digest(): text for text in _documents()}
     paths = out / "text-train.txt", out / "text-held-out.txt"
     for path, is_held_out in zip(paths, (False, True), strict=True):
-        shuffled = [document for _, document in sorted(parts[is_held_out])]  # type: ignore[misc]
-        path.write_text("\n\n\n".join(shuffled) + "\n", "utf-8")
+        chosen = [  # in the order of their hashes, which is as good as shuffled
+            by_digest[digest]
+            for digest in sorted(by_digest)
+            if (digest[-1] % _HELD_OUT_SHARE == 0) is is_held_out
+        ]
+        path.write_text("\n\n\n".join(chosen) + "\n", "utf-8")
     return paths
 
 
