@@ -145,7 +145,7 @@ def _fit_recipe(
     def note(line: str) -> None:
         nonlocal started_s
         now_s = time.monotonic()
-        if line.startswith("step") and started_s:
+        if line.strip().startswith("step") and started_s:
             step_times_s.append(now_s - started_s)
         started_s = now_s
 
