@@ -1,0 +1,46 @@
+from pathlib import Path
+
+import pytest
+
+from edgekd.errors import OutputError, VerificationError
+from edgekd.files import atomic_file, atomic_folder
+from edgekd.manifest import check_files, read_manifest
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "result"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic_file(path) as partial:
+        partial.write_text("half")
+        raise ZeroDivisionError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_exchanged_whole(tmp_path: Path) -> None:
+    path = tmp_path / "result"
+    for content in ("one", "two"):
+        with atomic_folder(path) as partial:
+            (partial / content).write_text(content)
+    assert [entry.name for entry in path.iterdir()] == ["two"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write"), atomic_file(tmp_path / "file" / "x"):
+        pass
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"schema_version": 1}', '{"files": {}}', "{"])
+def test_a_foreign_manifest_is_refused(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "edgekd.json"
+    path.write_text(content)
+    with pytest.raises(VerificationError, match="not an edgekd manifest"):
+        read_manifest(path)
+
+
+def test_a_manifest_cannot_name_files_outside_its_folder(tmp_path: Path) -> None:
+    manifest = {"files": {"../../etc/passwd": {"sha256": "0"}}}
+    with pytest.raises(VerificationError, match="is missing"):
+        check_files(tmp_path, manifest)
