@@ -44,7 +44,7 @@ def measure(kind: str) -> int:
         student_log = F.log_softmax(hidden @ head.T, -1)
         teacher_log = F.log_softmax(teacher_hidden @ teacher_head.T, -1)
         loss = F.kl_div(student_log, teacher_log, log_target=True, reduction="sum")
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
     return peak_rss_bytes() - before_bytes
 
 
