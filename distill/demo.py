@@ -36,7 +36,7 @@ _PROBE_STEPS = 2
 # Shares of the budget. The baseline's steps cost less than half of a distilled one's, having no
 # teacher; what is left over pays for pruning, exporting and measuring.
 _DISTILL_SHARE, _GRID_SHARE = 0.34, 0.16
-_MIN_STEPS = 4
+_MIN_STEPS = 12
 
 
 @dataclass(frozen=True)
