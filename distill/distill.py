@@ -6,10 +6,8 @@ resolved recipe, the training log and a manifest.
 
 import json
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,14 +26,13 @@ from edgekd.distill.trainer import (
     last_complete_checkpoint,
 )
 from edgekd.distill.vocabulary import common_vocabulary, vocabulary_sha256
-from edgekd.errors import ModelError, RecipeError
-from edgekd.export.checkpoint import Checkpoint, open_checkpoint, read_licence
-from edgekd.export.from_gguf import gguf_to_checkpoint
+from edgekd.errors import RecipeError
+from edgekd.export.checkpoint import Checkpoint, read_licence
+from edgekd.export.export_model import as_checkpoint
 from edgekd.export.plan import make_plan
 from edgekd.files import atomic_folder
 from edgekd.manifest import NAME, Manifest, describe_files, write_manifest
 from edgekd.runtime.chat_template import read_chat_template
-from edgekd.runtime.model_kind import ModelKind, locate_model
 from edgekd.runtime.tokenizer import FileTokenizer
 from edgekd.runtime.torch_engine import load_causal_lm
 from edgekd.units import format_duration
@@ -114,25 +111,6 @@ def distill(
             write_manifest(partial / NAME, _manifest(partial, master, pupil, tokenizer, recipe))
         shutil.rmtree(work, ignore_errors=True)
     return {"path": str(out), "steps": trainer.state.global_step, "last": _last_figures(log)}
-
-
-@contextmanager
-def as_checkpoint(model: str, revision: str | None = None) -> Iterator[Checkpoint]:
-    """Yield ``model`` as a checkpoint; a GGUF is read back into a temporary folder first.
-
-    Raises:
-        ModelError: it is no model, or an ONNX folder, which cannot be trained.
-    """
-    kind, path = locate_model(model, revision)
-    if kind is ModelKind.ONNX:
-        raise ModelError(f"{path} is an exported ONNX folder; give the checkpoint it came from")
-    if kind is ModelKind.CHECKPOINT:
-        yield open_checkpoint(path)
-        return
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as holder:
-        folder = Path(holder) / path.stem
-        gguf_to_checkpoint(path, folder)
-        yield open_checkpoint(folder)
 
 
 def backbone_dtype(precision: str) -> torch.dtype:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from edgekd.errors import ExportError
+from edgekd.errors import ExportError, ModelError
 from edgekd.export import llama
 from edgekd.export.checkpoint import Checkpoint, open_checkpoint, read_licence
 from edgekd.export.from_gguf import gguf_to_checkpoint
@@ -39,7 +39,7 @@ def export_model(
         VerificationError: what was written is not what it should be; ``out`` is as it was.
         OutputError: ``out`` cannot be written; it is as it was.
     """
-    with _as_checkpoint(model, revision) as checkpoint:
+    with as_checkpoint(model, revision) as checkpoint:
         llama.check_supported(checkpoint.config)
         plan = make_plan(checkpoint, parse_quant(quant))
         if output_format == "gguf":
@@ -105,11 +105,15 @@ def _manifest(
 
 
 @contextmanager
-def _as_checkpoint(model: str, revision: str | None) -> Iterator[Checkpoint]:
-    """Yield ``model`` as a checkpoint; a GGUF is read back into a temporary folder first."""
+def as_checkpoint(model: str, revision: str | None = None) -> Iterator[Checkpoint]:
+    """Yield ``model`` as a checkpoint; a GGUF is read back into a temporary folder first.
+
+    Raises:
+        ModelError: it is no model, or an ONNX folder, which cannot be turned back.
+    """
     kind, path = locate_model(model, revision)
     if kind is ModelKind.ONNX:
-        raise ExportError(f"{path} is exported already; give the checkpoint it was made from")
+        raise ModelError(f"{path} is an exported ONNX folder; give the checkpoint it was made from")
     if kind is ModelKind.CHECKPOINT:
         yield open_checkpoint(path)
         return

@@ -75,9 +75,10 @@ def prune(
     if keep is None and not data:
         raise typer.BadParameter("block influence needs --data; or name layers with --keep")
     _need("distill", "torch", "transformers", "gguf")
+    _need("export", "onnx")
     from edgekd.distill.data import read_documents
-    from edgekd.distill.distill import as_checkpoint
     from edgekd.distill.prune import block_influence, choose_layers, layers_within, write_pruned
+    from edgekd.export.export_model import as_checkpoint
     from edgekd.runtime.chat_template import read_chat_template
     from edgekd.runtime.tokenizer import FileTokenizer
 
@@ -122,6 +123,7 @@ def distill(
 ) -> None:
     """Train the student to follow the teacher's whole distribution."""
     _need("distill", "torch", "transformers", "accelerate", "gguf")
+    _need("export", "onnx")
     from edgekd.distill.distill import Recipe
     from edgekd.distill.distill import distill as run_distillation
 
