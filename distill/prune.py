@@ -20,24 +20,29 @@ from edgekd.errors import ModelError, RecipeError
 from edgekd.export.checkpoint import TOKENIZER_FILES, Checkpoint, read_licence
 from edgekd.files import atomic_folder
 from edgekd.manifest import NAME, Manifest, describe_files, write_manifest
+from edgekd.progress import Progress, Silence
 from edgekd.runtime.torch_engine import load_causal_lm
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 _CALIBRATION_TOKENS = 512  # per document; longer ones are cut
 
 
-def block_influence(checkpoint: Checkpoint, documents: Sequence[Document]) -> list[float]:
+def block_influence(
+    checkpoint: Checkpoint, documents: Sequence[Document], progress: Progress | None = None
+) -> list[float]:
     """Return each layer's influence, 1 - cosine of its input and output, over ``documents``."""
     model = load_causal_lm(checkpoint.folder, torch.float32).eval()
     sums = torch.zeros(checkpoint.n_layers, dtype=torch.float64)
     n_tokens = 0
-    for document in documents:
-        ids = torch.tensor([document.ids[:_CALIBRATION_TOKENS]])
-        with torch.inference_mode():
-            inputs_and_outputs = _layer_states(model, ids)
-        for layer, (before, after) in enumerate(inputs_and_outputs):
-            sums[layer] += F.cosine_similarity(before, after, dim=-1).sum().item()
-        n_tokens += ids.shape[1]
+    with (progress or Silence()).track("calibration", len(documents)) as advance:
+        for number, document in enumerate(documents, 1):
+            ids = torch.tensor([document.ids[:_CALIBRATION_TOKENS]])
+            with torch.inference_mode():
+                inputs_and_outputs = _layer_states(model, ids)
+            for layer, (before, after) in enumerate(inputs_and_outputs):
+                sums[layer] += F.cosine_similarity(before, after, dim=-1).sum().item()
+            n_tokens += ids.shape[1]
+            advance(number, f"{n_tokens} tokens")
     return [float(value) for value in 1 - sums / n_tokens]
 
 

@@ -1,6 +1,7 @@
 """A Hugging Face folder, read tensor by tensor: memory stays near the largest one."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,11 @@ class Checkpoint:
         """Return the shape of the tensor called ``name`` without reading it."""
         with safe_open(self.shard_of[name], framework="pt") as shard:
             return tuple(shard.get_slice(name).get_shape())
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of weights; a tied head is not counted twice."""
+        return sum(math.prod(self.shape(name)) for name in self.shard_of)
 
     def weights_sha256(self) -> str:
         """Return one hash over all weight files: a file's own where there is only one."""

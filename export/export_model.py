@@ -1,7 +1,7 @@
 """``edgekd export``: any model in, a verified artifact with its manifest out."""
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,14 @@ from edgekd.export.to_gguf import write_gguf
 from edgekd.export.to_onnx import write_onnx
 from edgekd.export.verify import verify_against_checkpoint
 from edgekd.files import atomic_file, atomic_folder, size_of
-from edgekd.manifest import Manifest, describe_files, manifest_path, write_manifest
+from edgekd.manifest import (
+    Manifest,
+    describe_files,
+    manifest_path,
+    manifest_text,
+    write_manifest,
+)
+from edgekd.progress import Progress, Silence
 from edgekd.runtime.model_kind import ModelKind, locate_model
 
 Format = Literal["gguf", "onnx"]
@@ -28,7 +35,7 @@ def export_model(
     *,
     quant: str = "q4_0",
     revision: str | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write ``model`` to ``out``, verify it, and return its manifest's verification.
 
@@ -43,26 +50,26 @@ def export_model(
         llama.check_supported(checkpoint.config)
         plan = make_plan(checkpoint, parse_quant(quant))
         if output_format == "gguf":
-            return _export_gguf(checkpoint, plan, out, say)
-        return _export_onnx(checkpoint, plan, out, say)
+            return _export_gguf(checkpoint, plan, out, progress or Silence())
+        return _export_onnx(checkpoint, plan, out, progress or Silence())
 
 
 def _export_gguf(
-    checkpoint: Checkpoint, plan: Plan, out: Path, say: Callable[[str], None]
+    checkpoint: Checkpoint, plan: Plan, out: Path, progress: Progress
 ) -> dict[str, Any]:
     if out.is_dir():
         raise ExportError(f"{out} is a folder; a GGUF is one file, give --out {out / 'model.gguf'}")
-    with atomic_file(out) as partial:
-        say(f"writing {out}")
-        write_gguf(checkpoint, plan, partial)
-        report = _verify(partial, checkpoint, plan, say)
+    # Both are whole before either is renamed.
+    with atomic_file(manifest_path(out)) as partial_manifest, atomic_file(out) as partial:
+        write_gguf(checkpoint, plan, partial, progress)
+        report = _verify(partial, checkpoint, plan, progress)
         manifest = _manifest(checkpoint, plan, report, [partial])
-    write_manifest(manifest_path(out), manifest)
+        partial_manifest.write_text(manifest_text(manifest), "utf-8")
     return {"path": str(out), "bytes": size_of(out), **report}
 
 
 def _export_onnx(
-    checkpoint: Checkpoint, plan: Plan, out: Path, say: Callable[[str], None]
+    checkpoint: Checkpoint, plan: Plan, out: Path, progress: Progress
 ) -> dict[str, Any]:
     if (
         out.exists()
@@ -71,18 +78,18 @@ def _export_onnx(
     ):
         raise ExportError(f"{out} exists and is no ONNX folder of ours; choose another --out")
     with atomic_folder(out) as partial:
-        say(f"writing {out}")
+        progress.say(f"writing {out}")
         write_onnx(checkpoint, plan, partial)
-        report = _verify(partial, checkpoint, plan, say)
+        report = _verify(partial, checkpoint, plan, progress)
         files = [path for path in partial.iterdir() if path.is_file()]
         write_manifest(manifest_path(partial), _manifest(checkpoint, plan, report, files))
     return {"path": str(out), "bytes": size_of(out), **report}
 
 
 def _verify(
-    artifact: Path, checkpoint: Checkpoint, plan: Plan, say: Callable[[str], None]
+    artifact: Path, checkpoint: Checkpoint, plan: Plan, progress: Progress
 ) -> dict[str, Any]:
-    say("verifying weights, tokenizer, chat template and logits against the checkpoint")
+    progress.say("verifying weights, tokenizer, chat template and logits against the checkpoint")
     return verify_against_checkpoint(artifact, checkpoint, plan)
 
 

@@ -16,6 +16,7 @@ from edgekd.export.blocks import pack_gguf, quantize
 from edgekd.export.checkpoint import Checkpoint, read_licence
 from edgekd.export.gguf_tokenizer import write_tokenizer
 from edgekd.export.plan import Plan, Quant
+from edgekd.progress import Advance, Progress, Silence
 from edgekd.runtime.chat_template import read_chat_template
 from edgekd.runtime.tokenizer import FileTokenizer
 from edgekd.units import format_count
@@ -35,7 +36,9 @@ _FILE_TYPES: dict[Quant, LlamaFileType] = {
 _ROPE_FACTORS = "rope_freqs.weight"
 
 
-def write_gguf(checkpoint: Checkpoint, plan: Plan, path: Path) -> None:
+def write_gguf(
+    checkpoint: Checkpoint, plan: Plan, path: Path, progress: Progress | None = None
+) -> None:
     """Write ``checkpoint`` to ``path`` with the types of ``plan``.
 
     Raises:
@@ -54,7 +57,8 @@ def write_gguf(checkpoint: Checkpoint, plan: Plan, path: Path) -> None:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        _write_tensors(writer, checkpoint, plan)
+        with (progress or Silence()).track(f"writing {path.name}", len(plan.types)) as advance:
+            _write_tensors(writer, checkpoint, plan, advance)
     finally:
         writer.close()
 
@@ -63,7 +67,7 @@ def _write_metadata(writer: GGUFWriter, checkpoint: Checkpoint, plan: Plan) -> N
     config = checkpoint.config
     writer.add_type("model")
     writer.add_name(model_name(checkpoint))
-    writer.add_size_label(format_count(_n_parameters(checkpoint)))
+    writer.add_size_label(format_count(checkpoint.n_parameters))
     if licence := read_licence(checkpoint.folder):
         writer.add_license(licence)
     writer.add_file_type(_FILE_TYPES[plan.quant])
@@ -87,10 +91,6 @@ def model_name(checkpoint: Checkpoint) -> str:
     return Path(checkpoint.config.get("_name_or_path") or checkpoint.folder.absolute()).name
 
 
-def _n_parameters(checkpoint: Checkpoint) -> int:
-    return sum(int(np.prod(checkpoint.shape(name))) for name in checkpoint.shard_of)
-
-
 def _declare_tensors(writer: GGUFWriter, checkpoint: Checkpoint, plan: Plan) -> None:
     for name, stored in plan.types.items():
         ggml_type = _GGML_TYPES[stored]
@@ -105,13 +105,16 @@ def _declare_tensors(writer: GGUFWriter, checkpoint: Checkpoint, plan: Plan) -> 
         writer.add_tensor_info(_ROPE_FACTORS, factors.shape, np.dtype(np.float32), 4 * len(factors))
 
 
-def _write_tensors(writer: GGUFWriter, checkpoint: Checkpoint, plan: Plan) -> None:
+def _write_tensors(
+    writer: GGUFWriter, checkpoint: Checkpoint, plan: Plan, advance: Advance
+) -> None:
     n_heads = checkpoint.config["num_attention_heads"]
-    for name, stored in plan.types.items():
+    for number, (name, stored) in enumerate(plan.types.items(), 1):
         tensor = checkpoint.tensor(name)
         if n_rotated := llama.rotated_heads(name, n_heads, checkpoint.n_kv_heads):
             tensor = llama.interleave_rows(tensor, n_rotated)
         writer.write_tensor_data(_stored_array(tensor, stored))
+        advance(number, "tensors")
     if (factors := llama.rope_factors(checkpoint.config)) is not None:
         writer.write_tensor_data(factors.float().numpy())
 

@@ -11,10 +11,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import PurePath
 from typing import Any
 
 from edgekd.devices.reading import Reading
 from edgekd.errors import EngineError, RecipeError
+from edgekd.progress import Progress, Silence
 from edgekd.runtime.stats import Summary
 
 SCHEMA_VERSION = 1
@@ -89,13 +91,20 @@ class BenchResult:
         return asdict(self)
 
 
-def bench_models(models: Sequence[str], settings: BenchSettings) -> list[BenchResult]:
+def bench_models(
+    models: Sequence[str], settings: BenchSettings, progress: Progress | None = None
+) -> list[BenchResult]:
     """Return the measurements of ``models``, one after the other.
 
     Raises:
         EngineError: a model cannot be run; the reason is the one of its process.
     """
-    return [_bench_model(model, settings) for model in models]
+    results = []
+    with (progress or Silence()).track("speed", len(models)) as advance:
+        for number, model in enumerate(models, 1):
+            results.append(_bench_model(model, settings))
+            advance(number, PurePath(model).name)
+    return results
 
 
 def result_from_dict(document: dict[str, Any]) -> BenchResult:

@@ -15,10 +15,11 @@ def chat(
     params: SamplingParams,
     ask: Callable[[], str],
     say: Callable[[str], None],
-) -> None:
-    """Return when ``ask`` raises EOFError or gives "/exit"; "/new" forgets the history.
+) -> list[Message]:
+    """Return the conversation when ``ask`` raises EOFError or gives "/exit".
 
-    ``say`` gets each reply in parts as they come, and a line feed after it.
+    "/new" forgets what was said. ``say`` gets each reply in parts as they come, and a line feed
+    after it.
 
     Raises:
         ModelError: the model has no chat template, or it refuses the messages.
@@ -30,6 +31,7 @@ def chat(
             history.clear()
         elif line:
             _exchange(loaded, params, history, line, say)
+    return history
 
 
 def chat_prompt(loaded: LoadedModel, messages: Sequence[Message]) -> list[int]:

@@ -26,6 +26,17 @@ class Fidelity:
     n_positions: int
 
 
+@dataclass(frozen=True)
+class GreedyAgreement:
+    """How a candidate's greedy texts look to its reference."""
+
+    n_tokens: int
+    n_equal: int
+    """Tokens that the reference would have chosen as well, after the same text."""
+    worst_gap_nats: float
+    """By how much the reference preferred its own choice, at worst: small for a near tie."""
+
+
 def compare_engines(
     reference: Engine, candidate: Engine, sequences: Sequence[Sequence[int]]
 ) -> Fidelity:
@@ -38,6 +49,25 @@ def compare_engines(
         n_same += int((reference_TV.argmax(-1) == candidate_TV.argmax(-1)).sum())
         n_positions += len(ids)
     return Fidelity(float(kl_sum) / n_positions, n_same / n_positions, n_positions)
+
+
+def compare_greedy(
+    reference: Engine, candidate: Engine, prompts: Sequence[Sequence[int]], n_tokens: int
+) -> GreedyAgreement:
+    """Let ``candidate`` continue each prompt greedily and have ``reference`` judge every choice.
+
+    Texts themselves part at the first near tie, however good the candidate; the choices do not.
+    """
+    n_equal, worst_gap_nats = 0, 0.0
+    for prompt in prompts:
+        chosen = _greedy(candidate, prompt, n_tokens)
+        ids = [*prompt, *chosen[:-1]]
+        log_p_TV = log_softmax(_fresh_logits(reference, ids))[len(prompt) - 1 :]
+        for log_p_V, token_id in zip(log_p_TV, chosen, strict=True):
+            gap_nats = float(log_p_V.max() - log_p_V[token_id])
+            n_equal += gap_nats == 0
+            worst_gap_nats = max(worst_gap_nats, gap_nats)
+    return GreedyAgreement(len(prompts) * n_tokens, n_equal, worst_gap_nats)
 
 
 def log_softmax(logits_TV: "Logits") -> "NDArray[np.float64]":
@@ -63,3 +93,11 @@ def kl_per_token(
 def _fresh_logits(engine: Engine, ids: Sequence[int]) -> "Logits":
     engine.rewind()
     return engine.forward(ids, every_logit=True)
+
+
+def _greedy(engine: Engine, prompt: Sequence[int], n_tokens: int) -> list[int]:
+    engine.rewind()
+    chosen = [int(engine.forward(prompt).argmax())]
+    while len(chosen) < n_tokens:
+        chosen.append(int(engine.forward([chosen[-1]]).argmax()))
+    return chosen

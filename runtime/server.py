@@ -5,45 +5,50 @@ fields refused, and a web page cannot reach the server through a name that it re
 """
 
 import asyncio
-import hmac
 import ipaddress
 import json
 import logging
-import threading
+import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager, closing, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.errors import EdgekdError, EngineError, MissingExtraError, RecipeError
+from edgekd.errors import EdgekdError, MissingExtraError, RecipeError
 from edgekd.runtime.chat import chat_prompt
-from edgekd.runtime.generate import Piece, generate
+from edgekd.runtime.generate import Piece
+from edgekd.runtime.http_guard import Guard, bracketed, error_response, host_name
 from edgekd.runtime.loading import LoadedModel
-from edgekd.runtime.sampling import SamplingParams
+from edgekd.runtime.turns import Job, Turns
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request, Response
 
-    from edgekd.runtime.openai_api import ApiError, ChatRequest, CompletionRequest, ReplyShape
+    from edgekd.runtime.openai_api import ChatRequest, CompletionRequest, ReplyShape
 
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
-MAX_WAITING = 32
-MAX_BODY_BYTES = 1024 * 1024
-
-_Scope = MutableMapping[str, Any]
-_Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-_Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-_App = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
 
 _log = logging.getLogger("uvicorn.error")
 
 
-def serve(loaded: LoadedModel, alias: str, host: str, port: int, api_key: str | None) -> None:
+def serve(
+    loaded: LoadedModel,
+    alias: str,
+    host: str,
+    port: int,
+    api_key: str | None,
+    announce: Callable[[str], None] = lambda url: None,
+    *,
+    access_log: bool = True,
+) -> None:
     """Return when the server is stopped (Ctrl-C); until then ``loaded`` answers as ``alias``.
 
+    ``announce`` gets the URL once the port is taken; port 0 takes a free one.
+
     Raises:
-        RecipeError: other machines could reach ``host``, and there is no ``api_key``.
+        RecipeError: other machines could reach ``host``, and there is no ``api_key``; or the
+            address cannot be listened on.
         MissingExtraError: fastapi or uvicorn is not installed.
     """
     try:
@@ -56,11 +61,42 @@ def serve(loaded: LoadedModel, alias: str, host: str, port: int, api_key: str | 
             f"host {host} can be reached from other machines, which needs an API key; "
             "set one, or serve on 127.0.0.1"
         )
-    hosts = LOOPBACK_HOSTS | {_host_name(host)} if is_local else None
+    hosts = LOOPBACK_HOSTS | {host_name(host)} if is_local else None
     app = create_app(loaded, alias, api_key, allowed_hosts=hosts)
-    uvicorn.run(
-        app, host=host, port=port, timeout_graceful_shutdown=5, server_header=False, ws="none"
-    )
+    with _listen(host, port) as listener:
+        announce(f"http://{bracketed(host)}:{listener.getsockname()[1]}")
+        config = uvicorn.Config(
+            app,
+            timeout_graceful_shutdown=5,
+            server_header=False,
+            ws="none",
+            access_log=access_log,
+            log_level="info" if access_log else "warning",
+        )
+        uvicorn.Server(config).run([listener])
+
+
+def read_key(path: Path) -> str:
+    """Return the API key in the file at ``path``.
+
+    Raises:
+        RecipeError: it cannot be read.
+    """
+    try:
+        return path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read the API key from {path}: {error}") from error
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host.strip("[]"), port), family=family, backlog=128)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RecipeError(
+            f"cannot listen on {host}, port {port}: {reason}; choose another --port or --host"
+        ) from error
 
 
 def create_app(
@@ -84,7 +120,7 @@ def create_app(
         raise MissingExtraError("fastapi", "serve") from error
     if api_key is not None and not api_key.strip():
         raise RecipeError("the API key is empty; give one, or leave it out to serve without")
-    turns = _Turns(loaded)
+    turns = Turns(loaded)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -94,157 +130,11 @@ def create_app(
     app = FastAPI(title="edgekd", openapi_url=None, lifespan=lifespan)
     _add_error_handlers(app)
     _add_routes(app, alias, turns)
-    app.add_middleware(_Guard, api_key, allowed_hosts)
+    app.add_middleware(Guard, api_key, allowed_hosts)
     return app
 
 
-class _Job:
-    """One request's way through the engine; cancelling it takes effect within one token."""
-
-    def __init__(self, loaded: LoadedModel, prompt_ids: list[int], params: SamplingParams) -> None:
-        self.n_prompt = len(prompt_ids)
-        self.future: Future[None] | None = None
-        self._work = (loaded, prompt_ids, params)
-        self._loop = asyncio.get_running_loop()
-        self._arrived: asyncio.Queue[Piece | Exception] = asyncio.Queue()
-        self._is_cancelled = threading.Event()
-        self._watcher: asyncio.Task[None] | None = None
-
-    def run(self) -> None:
-        """Generate, on the engine's thread."""
-        try:
-            with closing(generate(*self._work)) as pieces:
-                for piece in pieces:
-                    if self._is_cancelled.is_set():
-                        return
-                    self._put(piece)
-        except Exception as error:  # whatever it is, the request must hear of it
-            self._put(error)
-
-    async def next(self) -> Piece:
-        """Return the next piece, or raise what the engine raised."""
-        found = await self._arrived.get()
-        if isinstance(found, Exception):
-            raise found
-        return found
-
-    def watch(self, request: "Request") -> None:
-        """Cancel the job when the client goes."""
-
-        async def wait_for_disconnect() -> None:
-            while (await request.receive())["type"] != "http.disconnect":
-                pass
-            self.cancel()
-
-        self._watcher = asyncio.create_task(wait_for_disconnect())
-
-    def cancel(self) -> None:
-        """Give the turn to the next one; harmless after the end."""
-        self._is_cancelled.set()
-        if self.future:
-            self.future.cancel()
-        self._arrived.put_nowait(EngineError("the request was cancelled"))
-
-    def close(self) -> None:
-        """End the job, finished or not."""
-        if self._watcher:
-            self._watcher.cancel()
-        self.cancel()
-
-    def _put(self, found: Piece | Exception) -> None:
-        with suppress(RuntimeError):  # the server was stopped, and its event loop with it
-            self._loop.call_soon_threadsafe(self._arrived.put_nowait, found)
-
-
-class _Turns:
-    """The engine's only thread: its queue is the lock, and keeps the order of arrival."""
-
-    def __init__(self, loaded: LoadedModel) -> None:
-        self.loaded = loaded
-        self._thread = ThreadPoolExecutor(1, "edgekd-engine")
-        self._jobs: list[_Job] = []
-
-    def submit(self, prompt_ids: list[int], params: SamplingParams) -> _Job:
-        """Return a new job at the end of the queue.
-
-        Raises:
-            ApiError: the queue is full.
-        """
-        self._jobs = [job for job in self._jobs if job.future and not job.future.done()]
-        if len(self._jobs) > MAX_WAITING:  # one of them has its turn
-            raise _queue_full()
-        job = _Job(self.loaded, prompt_ids, params)
-        job.future = self._thread.submit(job.run)
-        self._jobs.append(job)
-        return job
-
-    def close(self) -> None:
-        """Cancel every job and end the thread."""
-        for job in self._jobs:
-            job.close()
-        self._thread.shutdown()
-
-
-class _Guard:
-    """Refuses a request before the app sees it: foreign host, no key, or too long a body."""
-
-    def __init__(self, app: _App, api_key: str | None, hosts: frozenset[str] | None) -> None:
-        self._app = app
-        self._key = None if api_key is None else api_key.encode()
-        self._hosts = hosts
-
-    async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        headers = {name.lower(): value for name, value in scope["headers"]}
-        refusal = self._refusal(scope["path"], headers)
-        body = None if refusal else await _read_body(headers, receive)
-        if body is None:
-            response = _error_response(refusal or _body_too_long())
-            return await response(scope, receive, send)
-        return await self._app(scope, _replay(body, receive), send)
-
-    def _refusal(self, path: str, headers: dict[bytes, bytes]) -> "ApiError | None":
-        from edgekd.runtime.openai_api import ApiError
-
-        host = _host_name(headers.get(b"host", b"").decode("latin-1"))
-        if self._hosts is not None and host not in self._hosts:
-            return ApiError(403, f"host {host!r} is not served here", code="host_not_allowed")
-        if self._key is None or path == "/health":
-            return None
-        scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
-        if scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), self._key):
-            return None
-        message = "the API key is missing or wrong; send it as Authorization: Bearer KEY"
-        challenge = {"WWW-Authenticate": "Bearer"}
-        return ApiError(401, message, code="invalid_api_key", headers=challenge)
-
-
-async def _read_body(headers: dict[bytes, bytes], receive: _Receive) -> bytes | None:
-    """Return the whole body; None if it is longer than allowed, whatever it was said to be."""
-    said = headers.get(b"content-length", b"0")
-    if not said.isdigit() or int(said) > MAX_BODY_BYTES:
-        return None
-    body = bytearray()
-    has_more = True
-    while has_more and len(body) <= MAX_BODY_BYTES:
-        message = await receive()
-        body += message.get("body", b"")
-        has_more = message.get("more_body", False)
-    return None if len(body) > MAX_BODY_BYTES else bytes(body)
-
-
-def _replay(body: bytes, receive: _Receive) -> _Receive:
-    """Return a ``receive`` that gives ``body`` first."""
-    messages = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replay() -> MutableMapping[str, Any]:
-        return messages.pop() if messages else await receive()
-
-    return replay
-
-
-def _add_routes(app: "FastAPI", alias: str, turns: _Turns) -> None:
+def _add_routes(app: "FastAPI", alias: str, turns: Turns) -> None:
     from fastapi import Request, Response
 
     from edgekd.runtime.openai_api import ChatRequest, CompletionRequest, Json, ReplyShape
@@ -286,7 +176,7 @@ def _add_error_handlers(app: "FastAPI") -> None:
             error = ApiError(400, describe_faults(error.errors()), code="invalid_request")
         elif isinstance(error, BaseHTTPException):
             error = ApiError(error.status_code, error.detail, code="invalid_request")
-        return _error_response(as_api_error(error))
+        return error_response(as_api_error(error))
 
     for kind in (ApiError, EdgekdError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, handle)
@@ -294,7 +184,7 @@ def _add_error_handlers(app: "FastAPI") -> None:
 
 
 async def _answer(
-    turns: _Turns,
+    turns: Turns,
     request: "Request",
     asked: "ChatRequest | CompletionRequest",
     prompt_ids: list[int],
@@ -318,7 +208,7 @@ async def _answer(
     return StreamingResponse(events, media_type="text/event-stream")
 
 
-async def _whole(job: _Job, piece: Piece, shape: "ReplyShape") -> dict[str, Any]:
+async def _whole(job: Job, piece: Piece, shape: "ReplyShape") -> dict[str, Any]:
     from edgekd.runtime.openai_api import usage
 
     text, n_tokens = piece.text, 1
@@ -331,7 +221,7 @@ async def _whole(job: _Job, piece: Piece, shape: "ReplyShape") -> dict[str, Any]
 
 
 async def _events(
-    job: _Job, piece: Piece, shape: "ReplyShape", with_usage: bool
+    job: Job, piece: Piece, shape: "ReplyShape", with_usage: bool
 ) -> AsyncIterator[str]:
     """Yield the reply as server-sent events; an engine that fails midway is the last of them."""
     from edgekd.runtime.openai_api import as_api_error, usage
@@ -360,12 +250,6 @@ def _event(part: dict[str, Any]) -> str:
     return f"data: {json.dumps(part, ensure_ascii=False)}\n\n"
 
 
-def _error_response(error: "ApiError") -> "Response":
-    from fastapi.responses import JSONResponse
-
-    return JSONResponse(error.body, error.status, error.headers)
-
-
 def _check_model(model: str | None, alias: str) -> None:
     from edgekd.runtime.openai_api import ApiError
 
@@ -382,33 +266,6 @@ def _check_length(n_tokens: int, context_tokens: int) -> None:
             f"the prompt has {n_tokens} tokens, the context holds {context_tokens}; shorten it"
         )
         raise ApiError(400, message, code="context_length_exceeded")
-
-
-def _queue_full() -> "ApiError":
-    from edgekd.runtime.openai_api import ApiError
-
-    return ApiError(
-        429,
-        f"{MAX_WAITING} requests are waiting already; try again later",
-        code="queue_full",
-        type="rate_limit_error",
-        headers={"Retry-After": "5"},
-    )
-
-
-def _body_too_long() -> "ApiError":
-    from edgekd.runtime.openai_api import ApiError
-
-    message = f"the body is longer than {MAX_BODY_BYTES} bytes; shorten it"
-    return ApiError(413, message, code="body_too_long")
-
-
-def _host_name(host: str) -> str:
-    """Return ``host`` without its port, IPv6 in brackets, as a Host header names it."""
-    if host.count(":") > 1 and not host.startswith("["):
-        return f"[{host.lower()}]"
-    name, bracket, _ = host.partition("]")
-    return (name + bracket if bracket else host.partition(":")[0]).lower()
 
 
 def _is_loopback(host: str) -> bool:

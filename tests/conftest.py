@@ -94,6 +94,18 @@ def tiny(tiny_folder: Path) -> Checkpoint:
 
 
 @pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """SmolLM2-135M-Instruct, the demo's teacher; fetched (98 MB) where no demo has run yet."""
+    from edgekd.distill.demo_teacher import fetch_teacher
+    from edgekd.export.from_gguf import gguf_to_checkpoint
+    from edgekd.progress import Silence
+
+    folder = tmp_path_factory.mktemp("smollm2") / "teacher"
+    gguf_to_checkpoint(fetch_teacher(Silence()), folder)
+    return open_checkpoint(folder)
+
+
+@pytest.fixture(scope="session")
 def tiny_gguf(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny checkpoint as a Q4_0 GGUF."""
     from edgekd.export.plan import make_plan

@@ -2,18 +2,23 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
+
+from tests.conftest import TEXTS, make_tokenizer, save_tiny_model, save_tokenizer
 
 HEAVY = ("torch", "transformers", "onnxruntime", "llama_cpp", "numpy")
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "edgekd", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -64,23 +69,44 @@ def test_bad_models_give_one_line_and_leave_nothing(
     assert [path for path in tmp_path.iterdir() if path != model] == []
 
 
-def test_a_full_disk_during_export_leaves_nothing_half_written(
-    tiny_folder: Path, tmp_path: Path
-) -> None:
+def _run_on_a_small_disk(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run where no file can grow beyond 20 kB."""
     code = (
         "import resource, signal, sys\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
         "from edgekd.cli import main\nmain()"
     )
-    arguments = ["export", str(tiny_folder), "--format", "gguf", "--out", str(tmp_path / "x.gguf")]
     # A coverage run would hit the same limit with its own file.
     environment = {key: value for key, value in os.environ.items() if "COVERAGE" not in key}
     command = [sys.executable, "-c", code, *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert result.returncode == 1
-    assert "cannot write" in result.stderr.splitlines()[-1]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.mark.parametrize("verb", ["gguf", "onnx", "prune"])
+def test_a_full_disk_leaves_nothing_half_written(
+    verb: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    command = {
+        "gguf": ["export", "--format", "gguf", "--out", str(tmp_path / "x.gguf"), "--quiet"],
+        "onnx": ["export", "--format", "onnx", "--out", str(tmp_path / "x"), "--quiet"],
+        "prune": ["prune", "--keep", "0,1", "--out", str(tmp_path / "x")],
+    }[verb]
+    result = _run_on_a_small_disk(*command, str(tiny_folder))
+    assert "cannot write" in _one_line(result)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_during_training_is_one_line_and_leaves_nothing(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data.txt"
+    data.write_text("\n\n\n".join(TEXTS))
+    models = ["--teacher", str(tiny_folder), "--student", str(tiny_folder), "--data", str(data)]
+    options = ["--row-tokens", "32", "--steps", "2", "--out", str(tmp_path / "out"), "--quiet"]
+    result = _run_on_a_small_disk("distill", *models, *options)
+    assert "cannot write" in _one_line(result)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unwritable_output_is_one_line(tiny_folder: Path, tmp_path: Path) -> None:
@@ -90,6 +116,103 @@ def test_an_unwritable_output_is_one_line(tiny_folder: Path, tmp_path: Path) -> 
     result = run("export", str(tiny_folder), "--format", "gguf", "--out", str(out))
     assert result.returncode == 1
     assert "cannot write" in result.stderr.splitlines()[-1]
+
+
+def _one_line(result: subprocess.CompletedProcess[str]) -> str:
+    """The error of a refused command: exit code 1, one line."""
+    assert result.returncode == 1, result
+    (line,) = result.stderr.strip().splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [(b"", "holds no text"), (b"\n\n\n", "holds no text"), (b"\xff\xfe", "is no UTF-8 text")],
+)
+def test_bad_training_data_is_one_line_and_leaves_nothing(
+    content: bytes, complaint: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data.txt"
+    data.write_bytes(content)
+    models = ["--teacher", str(tiny_folder), "--student", str(tiny_folder)]
+    result = run("distill", *models, "--data", str(data), "--out", str(tmp_path / "out"))
+    assert complaint in _one_line(result)
+    assert [path.name for path in tmp_path.iterdir()] == ["data.txt"]
+
+
+def test_a_student_of_another_tokenizer_is_one_line(tiny_folder: Path, tmp_path: Path) -> None:
+    other = save_tiny_model(tmp_path / "other")
+    save_tokenizer(other, make_tokenizer(vocab_size=300))
+    data = tmp_path / "data.txt"
+    data.write_text("Some text to train on.")
+    models = ["--teacher", str(tiny_folder), "--student", str(other)]
+    result = run("distill", *models, "--data", str(data), "--out", str(tmp_path / "out"))
+    assert "tokenize differently" in _one_line(result)
+    assert {path.name for path in tmp_path.iterdir()} == {"data.txt", "other"}
+
+
+def test_prune_distill_bench_and_chat_from_the_command_line(
+    tiny_folder: Path, tiny_gguf: Path, tmp_path: Path
+) -> None:
+    data, pruned, out = tmp_path / "data.txt", tmp_path / "pruned", tmp_path / "out"
+    data.write_text("\n\n\n".join(TEXTS))
+    arguments = ["--layers", "2", "--data", str(data), "--out", str(pruned), "--json", "--quiet"]
+    pruned_report = _json(run("prune", str(tiny_folder), *arguments))
+    assert len(pruned_report["kept_layers"]) == 2 and len(pruned_report["block_influence"]) == 3
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f'teacher = "{tiny_folder}"\nstudent = "{pruned}"\nrow_tokens = 32\nsteps = 9\n'
+    )
+    arguments = ["--recipe", str(recipe), "--data", str(data), "--steps", "2", "--out", str(out)]
+    trained = run("distill", *arguments, "--json")
+    assert _json(trained)["steps"] == 2
+    assert "step 2/2" in trained.stderr and "tokens/s" in trained.stderr
+    assert "row_tokens = 32" in (out / "recipe.toml").read_text()
+    (measured,) = _json(run("bench", str(tiny_gguf), "-p", "8", "-n", "4", "-r", "2", "--json"))
+    assert measured["decode_tokens_per_s"]["n"] == 2
+    command = [
+        sys.executable,
+        "-m",
+        "edgekd",
+        "chat",
+        str(tiny_gguf),
+        "--max-tokens",
+        "4",
+        "--json",
+    ]
+    talked = subprocess.run(
+        command, input="hi\n/exit\n", capture_output=True, text=True, check=True
+    )
+    assert [turn["role"] for turn in _json(talked)["messages"]] == ["user", "assistant"]
+
+
+def _json(result: subprocess.CompletedProcess[str]) -> Any:
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_serve_takes_a_free_port_and_says_which(tiny_gguf: Path) -> None:
+    command = [sys.executable, "-m", "edgekd", "serve", str(tiny_gguf), "--port", "0", "--json"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        announced = json.loads(process.stdout.readline())
+        try:
+            transport = httpx.HTTPTransport(retries=20)
+            with httpx.Client(transport=transport) as client:
+                health = client.get(announced["url"] + "/health").json()
+        finally:
+            process.terminate()
+        process.communicate(timeout=30)
+    assert health == {"status": "ok"}
+
+
+def test_a_taken_port_is_one_line(tiny_gguf: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = run("serve", str(tiny_gguf), "--port", str(port))
+    assert "choose another --port" in _one_line(result)
 
 
 def test_a_wrong_option_is_a_usage_error(tiny_folder: Path) -> None:

@@ -1,3 +1,4 @@
+import errno
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,29 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write"), atomic_file(tmp_path / "file" / "x"):
         pass
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError("120 requested and 40 written"),  # numpy's tofile
+        Exception("IoError(No space left on device (os error 28))"),  # safetensors, tokenizers
+        RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+    ],
+)
+def test_every_library_s_word_for_a_full_disk_is_understood(
+    error: Exception, tmp_path: Path
+) -> None:
+    with pytest.raises(OutputError, match="cannot write"), atomic_folder(tmp_path / "x"):
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(2, "gone", "/etc/other"), ValueError("bug")])
+def test_other_errors_stay_what_they_are(error: Exception, tmp_path: Path) -> None:
+    with pytest.raises(type(error)), atomic_folder(tmp_path / "x"):
+        raise error
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"schema_version": 1}', '{"files": {}}', "{"])

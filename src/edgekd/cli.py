@@ -10,21 +10,27 @@ from typing import Annotated, Any
 
 import typer
 
+from edgekd.cli_options import (
+    Context,
+    Json,
+    Model,
+    Quiet,
+    Revision,
+    Threads,
+    need,
+    parse_count,
+    parse_layers,
+    print_result,
+    with_recipe_options,
+)
 from edgekd.errors import EdgekdError
+from edgekd.progress import make_progress
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 devices_app = typer.Typer(no_args_is_help=True, help="What this machine is.")
 app.add_typer(devices_app, name="devices")
 
 _CALIBRATION_DOCUMENTS = 64
-
-Model = Annotated[
-    str, typer.Argument(help="HF folder, hub id, .gguf file or ONNX folder.", metavar="MODEL")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print results only.")]
-Threads = Annotated[int | None, typer.Option("-t", "--threads", help="CPU threads.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 
 
 @app.command()
@@ -37,18 +43,17 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Run the whole chain on a real model and end with the five rows."""
-    _need("demo", "torch", "transformers", "accelerate", "gguf", "onnx", "onnxruntime", "llama_cpp")
+    need("demo", "torch", "transformers", "accelerate", "gguf", "onnx", "onnxruntime", "llama_cpp")
     from rich.console import Console
 
-    from edgekd.distill.demo import as_document
     from edgekd.distill.demo import demo as run_demo
     from edgekd.runtime.five_rows import render_rows
 
-    result = run_demo(out, minutes, _speaker(quiet))
+    result = run_demo(out, minutes, make_progress(quiet))
     if as_json:
-        print(json.dumps(as_document(result)))
+        print(json.dumps(result.as_dict()))
         return
-    Console(width=150).print(render_rows(result.rows))
+    Console(width=180).print(render_rows(result.rows))
     print(f"freshly pruned student: KL to teacher {result.pruned.kl_nats:.4f}")
     print(
         f"everything lies in {out}; next:\n"
@@ -68,14 +73,15 @@ def prune(
     data: Annotated[list[str] | None, typer.Option(help="Calibration text.")] = None,
     revision: Revision = None,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Carve a shallower student out of MODEL, by block influence or by an explicit list."""
     if sum(option is not None for option in (layers, params, keep)) != 1:
         raise typer.BadParameter("give one of --layers, --params, --keep")
     if keep is None and not data:
         raise typer.BadParameter("block influence needs --data; or name layers with --keep")
-    _need("distill", "torch", "transformers", "gguf")
-    _need("export", "onnx")
+    need("distill", "torch", "transformers", "gguf")
+    need("export", "onnx")
     from edgekd.distill.data import read_documents
     from edgekd.distill.prune import block_influence, choose_layers, layers_within, write_pruned
     from edgekd.export.export_model import as_checkpoint
@@ -85,66 +91,59 @@ def prune(
     with as_checkpoint(model, revision) as checkpoint:
         influence = None
         if keep is not None:
-            chosen = _parse_layers(keep)
+            chosen = parse_layers(keep)
         else:
             tokenizer = FileTokenizer(checkpoint.folder)
             documents = read_documents(data or [], tokenizer, read_chat_template(checkpoint.folder))
-            influence = block_influence(checkpoint, documents[:_CALIBRATION_DOCUMENTS])
-            n_keep = layers or layers_within(checkpoint, _parse_count(params or ""))
+            influence = block_influence(
+                checkpoint, documents[:_CALIBRATION_DOCUMENTS], make_progress(quiet)
+            )
+            n_keep = layers or layers_within(checkpoint, parse_count(params or ""))
             chosen = choose_layers(influence, n_keep)
         write_pruned(checkpoint, chosen, out)
         report = {"path": str(out), "kept_layers": chosen, "block_influence": influence}
-        _print(
+        print_result(
             report, as_json, f"{out}: kept {len(chosen)} of {checkpoint.n_layers} layers: {chosen}"
         )
 
 
 @app.command()
+@with_recipe_options
 def distill(
-    teacher: Annotated[str, typer.Option(help="HF folder, hub id or .gguf file.")],
-    student: Annotated[str, typer.Option(help="HF folder, hub id or .gguf file.")],
-    data: Annotated[list[str], typer.Option(help="Text, JSONL, folder or hf://NAME.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 100,
-    row_tokens: Annotated[int, typer.Option(help="Tokens in a packed row.")] = 512,
-    rows_per_step: Annotated[int, typer.Option(help="Rows in one forward pass.")] = 2,
-    accumulation_steps: Annotated[int, typer.Option(help="Forward passes per step.")] = 1,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-4,
-    temperature: Annotated[float, typer.Option(help="Of both distributions.")] = 1.0,
-    hard_label_weight: Annotated[float, typer.Option(help="0 distils, 1 trains plainly.")] = 0.0,
-    grid: Annotated[str, typer.Option(help="q4_0 trains on the int4 grid that ships.")] = "none",
-    save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
-    seed: Annotated[int, typer.Option(help="Of order and initial state.")] = 0,
-    precision: Annotated[str, typer.Option(help="Backbones: auto, bf16 or fp32.")] = "auto",
+    teacher: Annotated[str | None, typer.Option(help="HF folder, hub id or .gguf file.")] = None,
+    student: Annotated[str | None, typer.Option(help="HF folder, hub id or .gguf file.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="Text, JSONL, folder or hf://NAME; repeatable.")
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="TOML file with settings; options here go over it.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after a kill.")] = False,
-    revision: Revision = None,
+    revision: Annotated[str | None, typer.Option(help="Of the teacher, a hub id.")] = None,
+    student_revision: Annotated[str | None, typer.Option(help="Of the student.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
+    **settings: Any,
 ) -> None:
     """Train the student to follow the teacher's whole distribution."""
-    _need("distill", "torch", "transformers", "accelerate", "gguf")
-    _need("export", "onnx")
-    from edgekd.distill.distill import Recipe
+    from edgekd.distill.recipe import resolve_job
+
+    given = {"teacher": teacher, "student": student, "data": data} | settings
+    job = resolve_job(recipe, given)
+    need("distill", "torch", "transformers", "accelerate", "gguf")
+    need("export", "onnx")
     from edgekd.distill.distill import distill as run_distillation
 
-    recipe = Recipe(
-        max_steps=steps,
-        row_tokens=row_tokens,
-        rows_per_step=rows_per_step,
-        accumulation_steps=accumulation_steps,
-        learning_rate=learning_rate,
-        temperature=temperature,
-        hard_label_weight=hard_label_weight,
-        grid=grid,  # type: ignore[arg-type]  # Recipe checks it
-        save_steps=save_steps,
-        seed=seed,
-        precision=precision,  # type: ignore[arg-type]
-    )
-    say = _speaker(quiet)
     report = run_distillation(
-        teacher, student, data, out, recipe, resume=resume, revision=revision, say=say
+        job,
+        out,
+        resume=resume,
+        revision=revision,
+        student_revision=student_revision,
+        progress=make_progress(quiet),
     )
-    _print(report, as_json, f"{out}: {report['steps']} steps, last {report['last']}")
+    print_result(report, as_json, f"{out}: {report['steps']} steps, last {report['last']}")
 
 
 @app.command()
@@ -160,7 +159,7 @@ def export(
     """Write MODEL as GGUF or ONNX, verified against its own weights."""
     if format not in ("gguf", "onnx"):
         raise typer.BadParameter(f"{format!r} is neither gguf nor onnx", param_hint="--format")
-    _need("export", "torch", "transformers", "gguf", "onnx")
+    need("export", "torch", "transformers", "gguf", "onnx")
     from edgekd.export.export_model import export_model
 
     report = export_model(
@@ -169,9 +168,9 @@ def export(
         out,
         quant=quant,
         revision=revision,
-        say=_speaker(quiet),
+        progress=make_progress(quiet),
     )
-    _print(report, as_json, _export_summary(report))
+    print_result(report, as_json, _export_summary(report))
 
 
 @app.command()
@@ -181,6 +180,7 @@ def verify(
         Path | None, typer.Option(help="The checkpoint it was exported from.")
     ] = None,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Check the hashes of ARTIFACT and, with --reference, its weights and logits."""
     from edgekd.manifest import check_files, manifest_path, read_manifest
@@ -193,15 +193,16 @@ def verify(
     if reference is None:
         report["fidelity"] = "unavailable: give --reference CHECKPOINT"
     else:
-        _need("export", "torch", "transformers", "gguf", "onnx")
+        need("export", "torch", "transformers", "gguf", "onnx")
         from edgekd.export.checkpoint import open_checkpoint
         from edgekd.export.plan import make_plan, parse_quant
         from edgekd.export.verify import verify_against_checkpoint
 
+        make_progress(quiet).say(f"comparing weights, tokenizer and logits with {reference}")
         checkpoint = open_checkpoint(reference)
         plan = make_plan(checkpoint, parse_quant(manifest["recipe"]["quant"]))
         report |= verify_against_checkpoint(artifact, checkpoint, plan)
-    _print(report, as_json, f"{artifact}: good\n{json.dumps(report, indent=2)}")
+    print_result(report, as_json, f"{artifact}: good\n{json.dumps(report, indent=2)}")
 
 
 @app.command()
@@ -212,6 +213,7 @@ def bench(
     repetitions: Annotated[int, typer.Option("-r", help="Measured repetitions.")] = 5,
     threads: Threads = None,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure speed, latency and memory of MODELS on this machine."""
     from rich.console import Console
@@ -225,7 +227,7 @@ def bench(
         repetitions=repetitions,
         n_threads=threads,
     )
-    results = bench_models(models, settings)
+    results = bench_models(models, settings, make_progress(quiet))
     if as_json:
         print(json.dumps([result.as_dict() for result in results]))
     else:
@@ -236,19 +238,30 @@ def bench(
 def serve(
     model: Model,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8080,
     api_key_file: Annotated[Path | None, typer.Option(help="File with the key.")] = None,
-    ctx: Annotated[int, typer.Option(help="Tokens of context.")] = 2048,
+    ctx: Context = 2048,
     threads: Threads = None,
     revision: Revision = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Serve MODEL over the OpenAI API."""
+    """Serve MODEL over the OpenAI API; --json prints where, once it listens."""
+    need("serve", "fastapi", "uvicorn")
     from edgekd.runtime.loading import open_model
+    from edgekd.runtime.server import read_key
     from edgekd.runtime.server import serve as serve_model
 
-    key = api_key_file.read_text("utf-8").strip() if api_key_file else None
+    key = read_key(api_key_file) if api_key_file else None
     loaded = open_model(model, context_tokens=ctx, n_threads=threads, revision=revision)
-    serve_model(loaded, Path(model).name, host, port, key)
+    alias = Path(model).name
+
+    def announce(url: str) -> None:
+        document = {"url": url, "model": alias, "api": f"{url}/v1"}
+        print_result(document, as_json, f"{alias} at {url}/v1; Ctrl-C stops")
+        sys.stdout.flush()
+
+    serve_model(loaded, alias, host, port, key, announce, access_log=not quiet)
 
 
 @app.command()
@@ -256,43 +269,63 @@ def chat(
     model: Model,
     temperature: Annotated[float, typer.Option(help="0 picks the likeliest token.")] = 0.0,
     max_tokens: Annotated[int, typer.Option(help="Tokens in one reply.")] = 256,
-    ctx: Annotated[int, typer.Option(help="Tokens of context.")] = 2048,
+    ctx: Context = 2048,
     threads: Threads = None,
     revision: Revision = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Talk to MODEL; /new starts over, /exit or end of input leaves."""
+    """Talk to MODEL; /new starts over, /exit or end of input leaves.
+
+    With --json the last line of output is the conversation.
+    """
     from edgekd.runtime.chat import chat as chat_with
     from edgekd.runtime.loading import open_model
     from edgekd.runtime.sampling import SamplingParams
 
     params = SamplingParams(temperature=temperature, max_tokens=max_tokens)
     loaded = open_model(model, context_tokens=ctx, n_threads=threads, revision=revision)
-    chat_with(loaded, params, lambda: input("> "), lambda text: print(text, end="", flush=True))
+    spoken = sys.stderr if as_json else sys.stdout
+
+    def ask() -> str:
+        if not quiet:
+            print("> ", end="", file=spoken, flush=True)
+        if line := sys.stdin.readline():
+            return line
+        raise EOFError
+
+    def say(text: str) -> None:
+        if not (as_json and quiet):
+            print(text, end="", file=spoken, flush=True)
+
+    messages = chat_with(loaded, params, ask, say)
+    if as_json:
+        print(json.dumps({"messages": messages}))
 
 
 @devices_app.command()
-def detect(as_json: Json = False) -> None:
+def detect(as_json: Json = False, quiet: Quiet = False) -> None:
     """Describe this machine."""
     from edgekd.devices.detect import detect as detect_machine
 
     machine = detect_machine().as_dict()
-    _print(machine, as_json, "\n".join(f"{key}: {value}" for key, value in machine.items()))
+    print_result(machine, as_json, "\n".join(f"{key}: {value}" for key, value in machine.items()))
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
-    """Say what is installed, what is missing, and what to type."""
+def doctor(as_json: Json = False, quiet: Quiet = False) -> None:
+    """Say what is installed, what is missing, and what to type; --quiet leaves out what is well."""
     from dataclasses import asdict
 
     from edgekd.devices.doctor import diagnose
 
-    checks = diagnose()
+    checks = [check for check in diagnose() if not (quiet and check.status == "ok")]
     lines = [
         f"{check.status:8} {check.subject}: {check.found}"
         + (f"; {check.advice}" if check.advice else "")
         for check in checks
     ]
-    _print([asdict(check) for check in checks], as_json, "\n".join(lines))
+    print_result([asdict(check) for check in checks], as_json, "\n".join(lines))
 
 
 def main() -> None:
@@ -301,40 +334,6 @@ def main() -> None:
         app()
     except EdgekdError as error:
         raise SystemExit(f"edgekd: {error}") from error
-
-
-def _need(extra: str, *packages: str) -> None:
-    """Refuse to start where one of ``packages`` is missing, naming the extra that brings it."""
-    from importlib.util import find_spec
-
-    from edgekd.errors import MissingExtraError
-
-    for package in packages:
-        if find_spec(package) is None:
-            raise MissingExtraError(package, extra)
-
-
-def _parse_layers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is no list such as 0,1,5") from None
-
-
-def _parse_count(text: str) -> int:
-    scale = {"k": 1e3, "m": 1e6, "b": 1e9}.get(text[-1:].lower(), 1)
-    try:
-        return int(float(text[:-1] if scale > 1 else text) * scale)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is no size such as 90M") from None
-
-
-def _speaker(quiet: bool) -> Any:
-    return (lambda line: None) if quiet else (lambda line: print(line, file=sys.stderr))
-
-
-def _print(document: Any, as_json: bool, text: str) -> None:
-    print(json.dumps(document) if as_json else text)
 
 
 def _export_summary(report: dict[str, Any]) -> str:

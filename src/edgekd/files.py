@@ -4,6 +4,7 @@ import ctypes
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,8 +17,10 @@ from edgekd.units import format_bytes
 _READ_BYTES = 1 << 20
 _AT_FDCWD = -100  # linux/fcntl.h
 _RENAME_EXCHANGE = 2  # linux/fs.h
-# What a full, read-only or broken disk says. numpy's tofile raises without an errno.
-_DISK_ERRNOS = {None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
+# What a full, read-only or broken disk says.
+_DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
+_RUST_ERRNO = re.compile(r"\(os error (\d+)\)")  # safetensors and tokenizers
+_TORCH_WRITE_FAULT = re.compile(r"PytorchStreamWriter|inline_container")
 
 
 @contextmanager
@@ -84,21 +87,41 @@ def _beside(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise _output_error(path, error) from error
     try:
-        yield holder / path.name
-    except OSError as error:
-        if _is_below(error, holder) or (error.filename is None and error.errno in _DISK_ERRNOS):
-            raise _output_error(path, error) from error
-        raise
+        with disk_errors(path, holder):
+            yield holder / path.name
     finally:
         shutil.rmtree(holder, ignore_errors=True)
 
 
-def _is_below(error: OSError, folder: Path) -> bool:
-    return str(error.filename or "").startswith(str(folder))
+@contextmanager
+def disk_errors(path: Path, place: Path | None = None) -> Iterator[None]:
+    """Turn what a full or broken disk makes of writing ``path`` into an OutputError.
+
+    ``place`` is where the bytes go for now. Every library says it in its own way.
+
+    Raises:
+        OutputError: the disk refused.
+    """
+    try:
+        yield
+    except Exception as error:
+        if _is_of_the_disk(error, place or path):
+            raise _output_error(path, error) from error
+        raise
 
 
-def _output_error(path: Path, error: OSError) -> OutputError:
-    reason = error.strerror or str(error)
+def _is_of_the_disk(error: Exception, place: Path) -> bool:
+    if isinstance(error, OSError) and not isinstance(error, ConnectionError):
+        # numpy's tofile raises without an errno.
+        is_anonymous = error.filename is None and error.errno in {None, *_DISK_ERRNOS}
+        return is_anonymous or str(error.filename or "").startswith(str(place))
+    if match := _RUST_ERRNO.search(str(error)):
+        return int(match[1]) in _DISK_ERRNOS
+    return isinstance(error, RuntimeError) and bool(_TORCH_WRITE_FAULT.search(str(error)))
+
+
+def _output_error(path: Path, error: Exception) -> OutputError:
+    reason = getattr(error, "strerror", None) or (str(error).splitlines() or [repr(error)])[0]
     free = _free_space(path)
     return OutputError(
         f"cannot write {path}: {reason}{free}; nothing was changed there, "

@@ -57,7 +57,12 @@ def describe_files(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write ``manifest`` to ``path`` as JSON, whole or not at all."""
-    write_text_atomic(path, json.dumps(asdict(manifest), indent=2, sort_keys=True) + "\n")
+    write_text_atomic(path, manifest_text(manifest))
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """Return ``manifest`` as the text of its file."""
+    return json.dumps(asdict(manifest), indent=2, sort_keys=True) + "\n"
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -39,7 +39,9 @@ def test_the_table_shows_what_was_measured(tiny_folder: Path, tiny_gguf: Path) -
     quality = measure_quality(tiny_folder, [tiny_gguf], TEXT, 64)[tiny_gguf]
     settings = BenchSettings(prompt_tokens=8, decode_tokens=4, repetitions=2)
     (speed,) = bench_models([str(tiny_gguf)], settings)
-    console = Console(width=160, record=True)
-    console.print(render_rows([Row("distilled + int4", quality, speed)]))
+    console = Console(width=200, record=True)
+    console.print(render_rows([Row("distilled + int4", 98_765_432, quality, speed)]))
     shown = console.export_text()
     assert f"{quality.kl_nats:.4f}" in shown and "llama.cpp" in shown
+    assert "98.8M" in shown or "99M" in shown
+    assert ("energy unavailable: " in shown) == (speed.energy_per_token.value is None)

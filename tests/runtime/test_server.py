@@ -14,8 +14,10 @@ import uvicorn
 
 from edgekd.errors import MissingExtraError, RecipeError
 from edgekd.runtime.engine import Engine
+from edgekd.runtime.http_guard import MAX_BODY_BYTES
 from edgekd.runtime.loading import LoadedModel, open_model
-from edgekd.runtime.server import MAX_BODY_BYTES, MAX_WAITING, create_app, serve
+from edgekd.runtime.server import create_app, serve
+from edgekd.runtime.turns import MAX_WAITING
 
 if TYPE_CHECKING:
     from edgekd.runtime.engine import Logits

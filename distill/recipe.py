@@ -1,0 +1,150 @@
+"""The recipe: every setting of a distillation, from a TOML file, the command line, or both.
+
+A field here is an option of ``edgekd distill`` and a key of the TOML file by itself; nothing heavy
+is imported, so the command line can read the fields for its help.
+"""
+
+import json
+import tomllib
+from dataclasses import Field, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+from edgekd.errors import RecipeError
+
+_SOURCES = {"teacher": str, "student": str, "data": list}
+"""What a recipe file may name beside the settings."""
+
+
+def _setting(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Every setting of a run."""
+
+    steps: int = _setting(100, "Optimizer steps.")
+    row_tokens: int = _setting(512, "Tokens in a packed row.")
+    rows_per_step: int = _setting(2, "Rows in one forward pass.")
+    accumulation_steps: int = _setting(1, "Forward passes per step.")
+    learning_rate: float = _setting(1e-4, "Peak learning rate.")
+    warmup_steps: int = _setting(5, "Steps until the peak.")
+    temperature: float = _setting(1.0, "Of both distributions.")
+    hard_label_weight: float = _setting(0.0, "0 distils, 1 trains without the teacher.")
+    grid: Literal["none", "q4_0"] = _setting("none", "q4_0 trains on the int4 grid that ships.")
+    save_steps: int = _setting(50, "Steps between checkpoints.")
+    seed: int = _setting(0, "Of order and initial state.")
+    precision: Literal["auto", "bf16", "fp32"] = _setting("auto", "Of the backbones.")
+
+    def __post_init__(self) -> None:
+        """Check types and ranges.
+
+        Raises:
+            RecipeError: some are wrong; all of them are named.
+        """
+        faults = [
+            fault
+            for name, kind in setting_types().items()
+            if (fault := self._type_fault(name, kind))
+        ]
+        if not faults:
+            faults = self._range_faults()
+        if faults:
+            raise RecipeError("; ".join(faults))
+
+    def _type_fault(self, name: str, kind: Any) -> str | None:
+        value = getattr(self, name)
+        if allowed := get_args(kind):
+            return None if value in allowed else f"{name} {value!r} is none of {', '.join(allowed)}"
+        kinds = (int, float) if kind is float else (kind,)
+        is_number = kind in (int, float)
+        if not isinstance(value, kinds) or (is_number and isinstance(value, bool)):
+            return f"{name} {value!r} is no {kind.__name__}"
+        return None
+
+    def _range_faults(self) -> list[str]:
+        lowest = {"row_tokens": 2, "warmup_steps": 0, "seed": 0}
+        counts = ("steps", "rows_per_step", "accumulation_steps", "save_steps", *lowest)
+        faults = [
+            f"{name} {getattr(self, name)} is below {lowest.get(name, 1)}"
+            for name in counts
+            if getattr(self, name) < lowest.get(name, 1)
+        ]
+        for name in ("learning_rate", "temperature"):
+            if not getattr(self, name) > 0:
+                faults.append(f"{name} {getattr(self, name)} must be above 0")
+        if not 0 <= self.hard_label_weight <= 1:
+            faults.append(f"hard_label_weight {self.hard_label_weight} must lie in 0..1")
+        return faults
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What ``edgekd distill`` is asked to do: sources and recipe."""
+
+    teacher: str
+    student: str
+    data: list[str]
+    recipe: Recipe
+
+
+def setting_fields() -> tuple[Field[Any], ...]:
+    """Return the fields of :class:`Recipe`, each with its help in ``metadata``."""
+    return fields(Recipe)
+
+
+def setting_types() -> dict[str, Any]:
+    """Return the name and type of each setting."""
+    hints = get_type_hints(Recipe)
+    return {entry.name: hints[entry.name] for entry in setting_fields()}
+
+
+def resolve_job(path: Path | None, given: dict[str, Any]) -> Job:
+    """Return the job in the TOML file at ``path``, if any; what is ``given`` goes over the file.
+
+    A value of None, or an empty list, counts as not given.
+
+    Raises:
+        RecipeError: the file is missing or malformed, a key is unknown, a setting is out of
+            range, or teacher, student or data are named nowhere.
+    """
+    values = {} if path is None else _read_toml(path)
+    values |= {name: value for name, value in given.items() if value not in (None, [], ())}
+    if missing := [name for name in _SOURCES if not values.get(name)]:
+        options = ", ".join(f"--{name}" for name in missing)
+        raise RecipeError(f"{options} missing; give it on the command line or in the recipe")
+    sources = {name: values.pop(name) for name in _SOURCES}
+    return Job(**sources, recipe=Recipe(**values))
+
+
+def write_recipe(path: Path, job: Job) -> None:
+    """Write ``job``, every setting resolved, as a TOML file that ``--recipe`` reads."""
+    values = {name: getattr(job, name) for name in _SOURCES} | asdict(job.recipe)
+    lines = [f"{name} = {_toml(value)}" for name, value in values.items() if value is not None]
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def _toml(value: Any) -> str:
+    """Return a scalar or a list of strings as TOML: JSON, but for one character."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise RecipeError(f"{path} is no TOML file: {error}") from error
+    known = {**_SOURCES, **setting_types()}
+    if unknown := sorted(values.keys() - known.keys()):
+        raise RecipeError(
+            f"{path} has unknown settings: {', '.join(unknown)}; known are {', '.join(known)}"
+        )
+    if isinstance(values.get("data"), str):
+        values["data"] = [values["data"]]
+    for name, kind in _SOURCES.items():
+        if name in values and not isinstance(values[name], kind):
+            raise RecipeError(f"{path}: {name} {values[name]!r} is no {kind.__name__}")
+    return values

@@ -1,0 +1,103 @@
+"""What a request must pass before the app sees it: the host it asks for, its key, its length."""
+
+import hmac
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastapi import Response
+
+    from edgekd.runtime.openai_api import ApiError
+
+MAX_BODY_BYTES = 1024 * 1024
+
+_Scope = MutableMapping[str, Any]
+_Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+_Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+_App = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
+
+
+class Guard:
+    """Refuses a request before the app sees it: foreign host, no key, or too long a body."""
+
+    def __init__(self, app: _App, api_key: str | None, hosts: frozenset[str] | None) -> None:
+        """Stand before ``app``; ``hosts`` are the names it may be called by, None allows any."""
+        self._app = app
+        self._key = None if api_key is None else api_key.encode()
+        self._hosts = hosts
+
+    async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+        """Answer what is refused, pass on what is not (ASGI)."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        refusal = self._refusal(scope["path"], headers)
+        body = None if refusal else await _read_body(headers, receive)
+        if body is None:
+            response = error_response(refusal or _body_too_long())
+            return await response(scope, receive, send)
+        return await self._app(scope, _replay(body, receive), send)
+
+    def _refusal(self, path: str, headers: dict[bytes, bytes]) -> "ApiError | None":
+        from edgekd.runtime.openai_api import ApiError
+
+        host = host_name(headers.get(b"host", b"").decode("latin-1"))
+        if self._hosts is not None and host not in self._hosts:
+            return ApiError(403, f"host {host!r} is not served here", code="host_not_allowed")
+        if self._key is None or path == "/health":
+            return None
+        scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), self._key):
+            return None
+        message = "the API key is missing or wrong; send it as Authorization: Bearer KEY"
+        challenge = {"WWW-Authenticate": "Bearer"}
+        return ApiError(401, message, code="invalid_api_key", headers=challenge)
+
+
+async def _read_body(headers: dict[bytes, bytes], receive: _Receive) -> bytes | None:
+    """Return the whole body; None if it is longer than allowed, whatever it was said to be."""
+    said = headers.get(b"content-length", b"0")
+    if not said.isdigit() or int(said) > MAX_BODY_BYTES:
+        return None
+    body = bytearray()
+    has_more = True
+    while has_more and len(body) <= MAX_BODY_BYTES:
+        message = await receive()
+        body += message.get("body", b"")
+        has_more = message.get("more_body", False)
+    return None if len(body) > MAX_BODY_BYTES else bytes(body)
+
+
+def _replay(body: bytes, receive: _Receive) -> _Receive:
+    """Return a ``receive`` that gives ``body`` first."""
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> MutableMapping[str, Any]:
+        return messages.pop() if messages else await receive()
+
+    return replay
+
+
+def error_response(error: "ApiError") -> "Response":
+    """Return ``error`` as the client gets it."""
+    from fastapi.responses import JSONResponse
+
+    return JSONResponse(error.body, error.status, error.headers)
+
+
+def _body_too_long() -> "ApiError":
+    from edgekd.runtime.openai_api import ApiError
+
+    message = f"the body is longer than {MAX_BODY_BYTES} bytes; shorten it"
+    return ApiError(413, message, code="body_too_long")
+
+
+def host_name(host: str) -> str:
+    """Return ``host`` without its port, IPv6 in brackets, as a Host header names it."""
+    name, bracket, _ = bracketed(host).partition("]")
+    return (name + bracket if bracket else name.partition(":")[0]).lower()
+
+
+def bracketed(host: str) -> str:
+    """Return ``host`` as it stands in a URL: a bare IPv6 address in brackets."""
+    return f"[{host}]" if host.count(":") > 1 and not host.startswith("[") else host
