@@ -9,22 +9,19 @@ its own arithmetic. Not measured: speed.
 """
 
 import argparse
-import json
 import tempfile
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from record import record
 
-from edgekd.devices.detect import detect
 from edgekd.export.checkpoint import open_checkpoint
 from edgekd.export.export_model import Format, export_model
 from edgekd.export.plan import make_plan
 from edgekd.export.verify import rounded_model
-from edgekd.files import sha256_of, write_text_atomic
-from edgekd.manifest import tool_versions
+from edgekd.files import sha256_of
 from edgekd.runtime.fidelity import compare_engines
 from edgekd.runtime.loading import open_model
 from edgekd.runtime.tokenizer import FileTokenizer
@@ -68,14 +65,8 @@ def main() -> None:
         "model_sha256": open_checkpoint(arguments.model).weights_sha256(),
         "text_sha256": sha256_of(arguments.text),
         "rows": measure(arguments.model, arguments.text.read_text("utf-8")),
-        "machine": detect().as_dict(),
-        "tools": tool_versions(),
-        "date": datetime.now(UTC).date().isoformat(),
     }
-    text = json.dumps(result, indent=2)
-    if arguments.out:
-        write_text_atomic(arguments.out, text + "\n")
-    print(text)
+    record(result, arguments.out)
 
 
 if __name__ == "__main__":

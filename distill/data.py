@@ -1,12 +1,11 @@
-"""Training text in, packed rows out.
+"""Training text in, documents of token ids out.
 
 A document is token ids and, for each, whether it is to be learned: all of plain text, the
-replies (with the token that ends them) of a chat. Rows are filled with whole or cut documents;
-nothing in a row attends to, or is predicted from, another document.
+replies (with the token that ends them) of a chat.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from edgekd.runtime.chat_template import ChatTemplate, Message
 from edgekd.runtime.tokenizer import FileTokenizer
 
 _SEPARATOR = "\n\n\n"  # two blank lines part the documents of a text file
-IGNORED = -100  # the label of a position that is not learned, as in torch's cross_entropy
 _HUB_PREFIX = "hf://"
 
 
@@ -27,19 +25,6 @@ class Document:
     ids: list[int]
     learned: list[bool]
     """Whether each token is a target."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One training row of fixed length."""
-
-    ids: list[int]
-    labels: list[int]
-    """The next token of the same document at each position, or ``IGNORED``."""
-    positions: list[int]
-    """Place within the document's piece."""
-    segments: list[int]
-    """Which piece a position belongs to; -1 is padding."""
 
 
 def read_documents(
@@ -88,44 +73,6 @@ def encode_sample(
         f"a sample has the fields {', '.join(sorted(sample)) or 'none'}; needed are text, "
         "messages, or prompt and response"
     )
-
-
-def pack(documents: Iterable[Document], row_tokens: int, pad_id: int = 0) -> list[Row]:
-    """Return ``documents`` as rows of ``row_tokens``; the last one is padded.
-
-    A document that does not fit is cut; its rest starts the next row as a piece of its own.
-    """
-    rows, pieces, room = [], [], row_tokens
-    for document in documents:
-        start = 0
-        while start < len(document.ids):
-            end = min(start + room, len(document.ids))
-            pieces.append(Document(document.ids[start:end], document.learned[start:end]))
-            room -= end - start
-            start = end
-            if room == 0:
-                rows.append(_row(pieces, row_tokens, pad_id))
-                pieces, room = [], row_tokens
-    if pieces:
-        rows.append(_row(pieces, row_tokens, pad_id))
-    return rows
-
-
-def _row(pieces: Sequence[Document], row_tokens: int, pad_id: int) -> Row:
-    row = Row([], [], [], [])
-    for segment, piece in enumerate(pieces):
-        row.ids.extend(piece.ids)
-        learned = zip(piece.ids[1:], piece.learned[1:], strict=True)
-        row.labels.extend(token if wanted else IGNORED for token, wanted in learned)
-        row.labels.append(IGNORED)  # the last token has no successor in its piece
-        row.positions.extend(range(len(piece.ids)))
-        row.segments.extend([segment] * len(piece.ids))
-    n_padding = row_tokens - len(row.ids)
-    row.ids.extend([pad_id] * n_padding)
-    row.labels.extend([IGNORED] * n_padding)
-    row.positions.extend(range(n_padding))
-    row.segments.extend([-1] * n_padding)
-    return row
 
 
 def _encode_chat(

@@ -1,32 +1,44 @@
 """The distillation loss, without ever holding [tokens, vocabulary] for either model.
 
-Tokens go through both heads in chunks; each chunk's logits live in a few reused buffers, and
-the gradients are computed in the forward pass, where the logits still exist:
+Tokens go through both heads in chunks, and the gradients are computed in the forward pass, where
+the logits still exist:
 
-    L_n = (1 - a) T^2 KL(p_n || q_n) + a CE(q1_n, label_n),   p = softmax(t / T), q = softmax(s / T)
-    dL/ds = (1 - a) T (q - p) + a (q1 - onehot)
+    L_n = (1 - a) T^2 D(p_n, q_n) + a CE(q1_n, label_n),   p = softmax(t / T), q = softmax(s / T)
+    dL/ds = (1 - a) T dD/d(s/T) + a (q1 - onehot)
 
-Logits are float32 out of the matrix product: with bf16 logits the gradient of a small KL is
-mostly rounding noise. T^2 keeps the gradient's size independent of T (Hinton et al. 2015); it
-can be switched off, in value and gradient alike.
+D is one of edgekd.distill.divergences. T^2 keeps the gradient's size independent of T (Hinton et
+al. 2015); it can be switched off, in value and gradient alike. Logits are float32 out of the
+matrix product unless asked otherwise: with bf16 logits the gradient of a small KL is mostly
+rounding noise.
 """
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 
+from edgekd.distill.divergences import DIVERGENCES, USES_MIX
+from edgekd.distill.heads import HeadPrecision, HeadShape, matmul_fp32
+from edgekd.distill.recipe import DivergenceName
 from edgekd.errors import RecipeError
 
 # N tokens, C tokens of one chunk, H hidden of student or teacher, V common vocabulary
 
-_CHUNK_BYTES = 48 << 20  # one [C, V] float32 buffer: large enough for full-speed products
+_CPU_CHUNK_BYTES = 48 << 20  # one [C, V] float32 buffer: large enough for full-speed products
+_GPU_CHUNK_TOKENS = 1024
+_PLAIN = HeadShape()
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossOptions:
     """What the student is pulled towards."""
 
+    divergence: DivergenceName = "forward_kl"
+    mix: float = 0.5
+    """Share of the teacher in the mixture of jsd (b) and of the skew divergences (a)."""
     temperature: float = 1.0
     """Softens both distributions; above 1 the teacher's small probabilities weigh more."""
     hard_label_weight: float = 0.0
@@ -35,10 +47,20 @@ class LossOptions:
     """Multiply the divergence by T^2."""
     chunk_tokens: int | None = None
     """Tokens per chunk; chosen by the vocabulary's size when left out."""
+    head_precision: HeadPrecision = "fp32"
+    """Of the products with the heads."""
+    student_shape: HeadShape = _PLAIN
+    teacher_shape: HeadShape = _PLAIN
+    compiled: bool = False
+    """Fuse what happens between the matrix products with torch.compile."""
 
     def __post_init__(self) -> None:
         """Check the ranges; all faults are reported together."""
         faults = []
+        if self.divergence not in DIVERGENCES:
+            faults.append(f"divergence {self.divergence!r} is none of {', '.join(DIVERGENCES)}")
+        if self.divergence in USES_MIX and not 0 < self.mix < 1:
+            faults.append(f"mix {self.mix} must lie between 0 and 1 for {self.divergence}")
         if not self.temperature > 0:
             faults.append(f"temperature {self.temperature} must be above 0")
         if not 0 <= self.hard_label_weight <= 1:
@@ -48,45 +70,146 @@ class LossOptions:
         if faults:
             raise RecipeError("; ".join(faults))
 
+    @property
+    def soft_factor(self) -> float:
+        """What the divergence is multiplied by."""
+        scale = self.temperature**2 if self.t_squared else 1.0
+        return (1 - self.hard_label_weight) * scale
+
 
 class LossParts(NamedTuple):
     """Sums over tokens, weighted; divide by the weight for means."""
 
     loss: torch.Tensor
     """The training loss; the only part with a gradient."""
-    kl_nats: torch.Tensor
-    """KL(teacher || student) at the given temperature; 0 where there is no teacher."""
+    divergence_nats: torch.Tensor
+    """The divergence at the given temperature; 0 where there is no teacher."""
     cross_entropy_nats: torch.Tensor
     """Cross entropy with the labels; 0 where they have no weight."""
+
+
+class Target(Protocol):
+    """Where the teacher's distribution comes from: its head, or a cache."""
+
+    def chunk(
+        self, rows: slice, student_CV: torch.Tensor, options: LossOptions
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the divergence [C] and its gradient [C, V] with respect to logits / T."""
+
+    def likeliest(self, rows: slice, options: LossOptions) -> torch.Tensor:
+        """Return the teacher's first choice [C]."""
+
+
+class OnlineTarget:
+    """The teacher's own head on its hidden states [N, H]."""
+
+    def __init__(self, hidden_NH: torch.Tensor, head_VH: torch.Tensor) -> None:
+        """Follow a teacher whose head is sliced to the common vocabulary."""
+        self._hidden_NH, self._head_VH = hidden_NH, head_VH
+
+    def chunk(
+        self, rows: slice, student_CV: torch.Tensor, options: LossOptions
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the divergence [C] and its gradient [C, V] with respect to logits / T."""
+        teacher_CV = self._product(rows, _product_dtype(student_CV.dtype, options))
+        body = _body(_divergence, options.compiled)
+        shape, temperature = options.teacher_shape, options.temperature
+        found: tuple[torch.Tensor, torch.Tensor] = body(
+            student_CV, teacher_CV, shape, temperature, options.divergence, options.mix
+        )
+        return found
+
+    def likeliest(self, rows: slice, options: LossOptions) -> torch.Tensor:
+        """Return the teacher's first choice [C]."""
+        product_CV = self._product(rows, self._head_VH.dtype)
+        return product_CV.mul_(options.teacher_shape.scale).argmax(-1)
+
+    def _product(self, rows: slice, dtype: torch.dtype) -> torch.Tensor:
+        return matmul_fp32(self._hidden_NH[rows].to(dtype), self._head_VH.to(dtype).T)
 
 
 def distillation_loss(
     student_hidden_NH: torch.Tensor,
     student_head_VH: torch.Tensor,
-    teacher_hidden_NH: torch.Tensor | None,
-    teacher_head_VH: torch.Tensor | None,
+    target: Target | None,
     labels_N: torch.Tensor,
     weights_N: torch.Tensor,
     options: LossOptions,
 ) -> LossParts:
     """Return the loss summed over N tokens, each times its weight.
 
-    Hidden states come after the final norm [N, H]; heads are sliced to the common vocabulary
+    Hidden states come after the final norm [N, H]; the head is sliced to the common vocabulary
     [V, H]. Labels are the next tokens, int64 [N]. Gradients reach the student's hidden states
-    and head only. Without a teacher, ``options.hard_label_weight`` must be 1.
+    and head only. Without a target, ``options.hard_label_weight`` must be 1.
     """
-    if (teacher_hidden_NH is None or teacher_head_VH is None) and options.hard_label_weight < 1:
+    if target is None and options.hard_label_weight < 1:
         raise RecipeError("without a teacher hard_label_weight must be 1")
+    task = _Task(target, labels_N, weights_N, options)
     parts: tuple[torch.Tensor, ...] = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-        student_hidden_NH,
-        student_head_VH,
-        teacher_hidden_NH,
-        teacher_head_VH,
-        labels_N,
-        weights_N,
-        options,
+        student_hidden_NH, student_head_VH, task
     )
     return LossParts(*parts)
+
+
+@torch.no_grad()
+def held_out_figures(
+    student_hidden_NH: torch.Tensor,
+    student_head_VH: torch.Tensor,
+    target: Target | None,
+    labels_N: torch.Tensor,
+    options: LossOptions,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return sums over N tokens: KL(p || q) at T = 1, cross entropy, equal first choices, N.
+
+    Always the forward KL in float32, whatever is trained on, so that runs can be compared.
+    Without a target KL and choices are NaN.
+    """
+    options = replace(options, divergence="forward_kl", temperature=1.0, head_precision="fp32")
+    dtype = _sum_dtype(student_hidden_NH)
+    head_VH = student_head_VH.to(dtype)
+    sums = torch.zeros(3, dtype=torch.float64, device=head_VH.device)
+    for rows in _chunks(student_hidden_NH, head_VH, options.chunk_tokens):
+        product_CV = matmul_fp32(student_hidden_NH[rows].to(dtype), head_VH.T)
+        student_CV = options.student_shape.shape(product_CV)
+        sums[1] += F.cross_entropy(student_CV, labels_N[rows], reduction="sum")
+        if target is None:
+            sums[[0, 2]] = torch.nan
+            continue
+        sums[2] += (student_CV.argmax(-1) == target.likeliest(rows, options)).sum()
+        sums[0] += target.chunk(rows, student_CV, options)[0].sum(dtype=torch.float64)
+    n_positions = torch.tensor(len(labels_N), dtype=torch.float64, device=sums.device)
+    return sums[0], sums[1], sums[2], n_positions
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What the loss needs and has no gradient for."""
+
+    target: Target | None
+    labels_N: torch.Tensor
+    weights_N: torch.Tensor
+    options: LossOptions
+
+    def chunk(self, rows: slice, product_CV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the gradient [C, V] of the student's product, and [divergence, CE] summed."""
+        options = self.options
+        weights_C = self.weights_N[rows].to(product_CV.dtype)
+        student_CV = options.student_shape.shape(product_CV)
+        sums = torch.zeros(2, dtype=torch.float64, device=product_CV.device)
+        grad_CV = None
+        if self.target is not None and options.hard_label_weight < 1:
+            value_C, grad_CV = self.target.chunk(rows, student_CV, options)
+            sums[0] = (value_C * weights_C).sum(dtype=torch.float64)
+            grad_CV.mul_((weights_C * (options.soft_factor / options.temperature))[:, None])
+        if options.hard_label_weight > 0:
+            value_C, hard_CV = _body(_cross_entropy, options.compiled)(
+                student_CV, self.labels_N[rows]
+            )
+            sums[1] = (value_C * weights_C).sum(dtype=torch.float64)
+            hard_CV.mul_((weights_C * options.hard_label_weight)[:, None])
+            grad_CV = hard_CV if grad_CV is None else grad_CV.add_(hard_CV)
+        assert grad_CV is not None
+        return options.student_shape.unshape(grad_CV, student_CV), sums
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -94,40 +217,31 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        student_hidden_NH: torch.Tensor,
-        student_head_VH: torch.Tensor,
-        teacher_hidden_NH: torch.Tensor | None,
-        teacher_head_VH: torch.Tensor | None,
-        labels_N: torch.Tensor,
-        weights_N: torch.Tensor,
-        options: LossOptions,
+        ctx: Any, student_hidden_NH: torch.Tensor, student_head_VH: torch.Tensor, task: _Task
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        dtype = _compute_dtype(student_hidden_NH)
-        head_VH = student_head_VH.to(dtype)
-        teacher_VH = None if teacher_head_VH is None else teacher_head_VH.to(dtype)
+        options = task.options
+        dtype = _sum_dtype(student_hidden_NH)
+        product_dtype = _product_dtype(dtype, options)
+        head_VH = student_head_VH.to(product_dtype)
         grad_hidden_NH = torch.empty_like(student_hidden_NH, dtype=dtype)
-        grad_head_VH = torch.zeros_like(head_VH) if ctx.needs_input_grad[1] else None
+        grad_head_VH = None
+        if ctx.needs_input_grad[1]:  # a frozen head needs none
+            grad_head_VH = torch.zeros_like(head_VH, dtype=dtype)
         sums = torch.zeros(2, dtype=torch.float64, device=head_VH.device)
-        for rows in _chunks(len(labels_N), len(head_VH), options.chunk_tokens):
-            hidden_CH = student_hidden_NH[rows].to(dtype)
-            student_CV = hidden_CH @ head_VH.T
-            teacher_CV = None
-            if teacher_hidden_NH is not None and teacher_VH is not None:
-                teacher_CV = teacher_hidden_NH[rows].to(dtype) @ teacher_VH.T
-            grad_CV, chunk_sums = _chunk(
-                student_CV, teacher_CV, labels_N[rows], weights_N[rows].to(dtype), options
-            )
+        for rows in _chunks(student_hidden_NH, head_VH, options.chunk_tokens):
+            hidden_CH = student_hidden_NH[rows].to(product_dtype)
+            grad_CV, chunk_sums = task.chunk(rows, matmul_fp32(hidden_CH, head_VH.T))
             sums += chunk_sums
-            torch.mm(grad_CV, head_VH, out=grad_hidden_NH[rows])
+            grad_CV = grad_CV.to(product_dtype)
+            grad_hidden_NH[rows] = matmul_fp32(grad_CV, head_VH)
             if grad_head_VH is not None:
-                grad_head_VH.addmm_(grad_CV.T, hidden_CH)
+                _add_product(grad_head_VH, grad_CV.T, hidden_CH)
         ctx.grads = grad_hidden_NH, grad_head_VH
         ctx.dtypes = student_hidden_NH.dtype, student_head_VH.dtype
-        kl, cross_entropy = sums.to(dtype)
-        loss = _kl_factor(options) * kl + options.hard_label_weight * cross_entropy
-        ctx.mark_non_differentiable(kl, cross_entropy)
-        return loss, kl, cross_entropy
+        divergence, cross_entropy = sums.to(dtype)
+        loss = options.soft_factor * divergence + options.hard_label_weight * cross_entropy
+        ctx.mark_non_differentiable(divergence, cross_entropy)
+        return loss, divergence, cross_entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -136,79 +250,62 @@ class _ChunkedLoss(torch.autograd.Function):
         hidden_dtype, head_dtype = ctx.dtypes
         grad_hidden = (grad_hidden_NH * grad_loss).to(hidden_dtype)
         grad_head = None if grad_head_VH is None else grad_head_VH.mul_(grad_loss).to(head_dtype)
-        return grad_hidden, grad_head, None, None, None, None, None
+        return grad_hidden, grad_head, None
 
 
-def _chunk(
+def _divergence(
     student_CV: torch.Tensor,
-    teacher_CV: torch.Tensor | None,
-    labels_C: torch.Tensor,
-    weights_C: torch.Tensor,
-    options: LossOptions,
+    teacher_CV: torch.Tensor,
+    teacher_shape: HeadShape,
+    temperature: float,
+    name: DivergenceName,
+    mix: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the gradient [C, V] with respect to the student's logits, and [KL, CE] summed."""
-    hard = options.hard_label_weight
-    zero = torch.zeros((), dtype=torch.float64, device=student_CV.device)
-    grad_CV: torch.Tensor | None = None
-    kl = cross_entropy = zero
-    if hard > 0:
-        grad_CV, ce_C = _cross_entropy(student_CV, labels_C)
-        cross_entropy = (ce_C * weights_C).sum(dtype=torch.float64)
-        grad_CV.mul_(hard)
-    if teacher_CV is not None and hard < 1:
-        soft_CV, kl_C = _forward_kl(student_CV, teacher_CV, options.temperature)
-        kl = (kl_C * weights_C).sum(dtype=torch.float64)
-        soft_CV.mul_(_kl_factor(options) / options.temperature)
-        grad_CV = soft_CV if grad_CV is None else grad_CV.add_(soft_CV)
-    assert grad_CV is not None
-    return grad_CV.mul_(weights_C[:, None]), torch.stack([kl, cross_entropy])
+    log_q_CV = (student_CV / temperature).log_softmax(-1)
+    log_p_CV = (teacher_shape.shape(teacher_CV) / temperature).log_softmax(-1)
+    return DIVERGENCES[name](log_q_CV, log_p_CV, mix)
 
 
 def _cross_entropy(
     student_CV: torch.Tensor, labels_C: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return softmax - onehot [C, V] and the cross entropy [C]; leaves the logits alone."""
-    probabilities_CV, lse_C = _softmax_and_lse(student_CV)
+    """Return the cross entropy [C] and softmax - onehot [C, V]."""
+    log_q_CV = student_CV.log_softmax(-1)
     index_C1 = labels_C[:, None]
-    ce_C = lse_C - student_CV.gather(1, index_C1).squeeze(1)
-    probabilities_CV.scatter_add_(1, index_C1, -torch.ones_like(index_C1, dtype=ce_C.dtype))
-    return probabilities_CV, ce_C
+    grad_CV = log_q_CV.exp()
+    grad_CV = grad_CV.scatter_add(1, index_C1, -torch.ones_like(index_C1, dtype=grad_CV.dtype))
+    return -log_q_CV.gather(1, index_C1).squeeze(1), grad_CV
 
 
-def _forward_kl(
-    student_CV: torch.Tensor, teacher_CV: torch.Tensor, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return q - p [C, V] and KL(p || q) [C]; overwrites both logits."""
-    if temperature != 1:
-        student_CV.div_(temperature)
-        teacher_CV.div_(temperature)
-    q_CV, student_lse_C = _softmax_and_lse(student_CV)
-    p_CV, teacher_lse_C = _softmax_and_lse(teacher_CV)
-    difference_CV = teacher_CV.sub_(student_CV).mul_(p_CV)
-    kl_C = difference_CV.sum(-1) - (teacher_lse_C - student_lse_C)
-    return q_CV.sub_(p_CV), kl_C
+@cache
+def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=True)
 
 
-def _softmax_and_lse(logits_CV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return softmax [C, V] and log-sum-exp [C] in one pass of exponentials.
-
-    The likeliest token gives the second from the first: lse = logit - log(probability).
-    torch.logsumexp would cost several times as much on a CPU.
-    """
-    probabilities_CV = logits_CV.softmax(-1)
-    return probabilities_CV, logits_CV.amax(-1) - probabilities_CV.amax(-1).log()
+def _body(function: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
+    return _compile(function) if compiled else function
 
 
-def _kl_factor(options: LossOptions) -> float:
-    scale = options.temperature**2 if options.t_squared else 1.0
-    return (1 - options.hard_label_weight) * scale
-
-
-def _compute_dtype(hidden: torch.Tensor) -> torch.dtype:
+def _sum_dtype(hidden: torch.Tensor) -> torch.dtype:
     """Return float32 for training; float64 stays, for checks against autograd."""
     return torch.float64 if hidden.dtype == torch.float64 else torch.float32
 
 
-def _chunks(n_tokens: int, vocab_size: int, chunk_tokens: int | None) -> list[slice]:
-    size = chunk_tokens or max(1, _CHUNK_BYTES // (4 * vocab_size))
-    return [slice(start, start + size) for start in range(0, n_tokens, size)]
+def _product_dtype(sum_dtype: torch.dtype, options: LossOptions) -> torch.dtype:
+    return torch.bfloat16 if options.head_precision == "bf16" else sum_dtype
+
+
+def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """Add ``left`` times ``right`` to ``total``, whose precision the sum is made in."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += matmul_fp32(left, right)
+
+
+def _chunks(
+    hidden_NH: torch.Tensor, head_VH: torch.Tensor, chunk_tokens: int | None
+) -> list[slice]:
+    on_cpu = max(1, _CPU_CHUNK_BYTES // (4 * len(head_VH)))
+    size = chunk_tokens or (_GPU_CHUNK_TOKENS if hidden_NH.is_cuda else on_cpu)
+    return [slice(start, start + size) for start in range(0, len(hidden_NH), size)]

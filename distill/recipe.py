@@ -8,11 +8,22 @@ import json
 import tomllib
 from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from edgekd.errors import RecipeError
 
-_SOURCES = {"teacher": str, "student": str, "data": list}
+DivergenceName = Literal[
+    "forward_kl", "reverse_kl", "jsd", "total_variation", "skew_kl", "skew_reverse_kl"
+]
+
+_SOURCES: dict[str, type] = {
+    "teacher": str,
+    "cache": str,
+    "student": str,
+    "data": list,
+    "eval_data": list,
+}
 """What a recipe file may name beside the settings."""
 
 
@@ -30,12 +41,36 @@ class Recipe:
     accumulation_steps: int = _setting(1, "Forward passes per step.")
     learning_rate: float = _setting(1e-4, "Peak learning rate.")
     warmup_steps: int = _setting(5, "Steps until the peak.")
+    max_grad_norm: float = _setting(1.0, "Longer gradients are scaled down to it.")
+    weight_decay: float = _setting(0.0, "Of AdamW.")
+    divergence: DivergenceName = _setting("forward_kl", "What is minimised.")
+    mix: float = _setting(0.5, "Teacher's share in the mixture of jsd and the skew divergences.")
     temperature: float = _setting(1.0, "Of both distributions.")
+    t_squared: bool = _setting(True, "Multiply the divergence by T^2.")
     hard_label_weight: float = _setting(0.0, "0 distils, 1 trains without the teacher.")
     grid: Literal["none", "q4_0"] = _setting("none", "q4_0 trains on the int4 grid that ships.")
     save_steps: int = _setting(50, "Steps between checkpoints.")
     seed: int = _setting(0, "Of order and initial state.")
     precision: Literal["auto", "bf16", "fp32"] = _setting("auto", "Of the backbones.")
+    head_precision: Literal["auto", "bf16", "fp32"] = _setting(
+        "fp32", "Of the products with the heads; auto: bf16 while the divergence is large."
+    )
+    chunk_tokens: int | None = _setting(None, "Tokens whose logits exist at a time.")
+    compile: Literal["none", "loss", "full"] = _setting(
+        "none", "torch.compile the loss, or the decoder layers too; takes a minute to begin."
+    )
+    gradient_checkpointing: bool = _setting(False, "Recompute activations: slower, smaller.")
+    adapter: Literal["none", "lora"] = _setting("none", "lora trains low-rank updates only.")
+    lora_rank: int = _setting(16, "Of the updates.")
+    lora_alpha: int = _setting(32, "The updates are multiplied by alpha / rank.")
+    student_bits: Literal["full", "4"] = _setting("full", "4: frozen in 4 bits, with an adapter.")
+    teacher_bits: Literal["full", "8", "4"] = _setting("full", "8 or 4 take bitsandbytes.")
+    teacher_memory_gb: float | None = _setting(
+        None, "Most memory for the teacher's layers; the others are fetched as needed."
+    )
+    eval_steps: int = _setting(0, "Steps between evaluations on --eval-data; 0: at the end.")
+    patience: int = _setting(0, "Stop after so many evaluations without a better KL; 0: never.")
+    report_to: str = _setting("none", "tensorboard, wandb, trackio or others; commas between.")
 
     def __post_init__(self) -> None:
         """Check types and ranges.
@@ -55,6 +90,10 @@ class Recipe:
 
     def _type_fault(self, name: str, kind: Any) -> str | None:
         value = getattr(self, name)
+        if value is None and type(None) in get_args(kind):
+            return None
+        if get_origin(kind) is UnionType:
+            kind = next(part for part in get_args(kind) if part is not type(None))
         if allowed := get_args(kind):
             return None if value in allowed else f"{name} {value!r} is none of {', '.join(allowed)}"
         kinds = (int, float) if kind is float else (kind,)
@@ -64,18 +103,33 @@ class Recipe:
         return None
 
     def _range_faults(self) -> list[str]:
-        lowest = {"row_tokens": 2, "warmup_steps": 0, "seed": 0}
-        counts = ("steps", "rows_per_step", "accumulation_steps", "save_steps", *lowest)
+        lowest = {"row_tokens": 2, "warmup_steps": 0, "seed": 0, "eval_steps": 0, "patience": 0}
+        counts = (
+            "steps",
+            "rows_per_step",
+            "accumulation_steps",
+            "save_steps",
+            "lora_rank",
+            *lowest,
+        )
         faults = [
             f"{name} {getattr(self, name)} is below {lowest.get(name, 1)}"
             for name in counts
             if getattr(self, name) < lowest.get(name, 1)
         ]
-        for name in ("learning_rate", "temperature"):
+        for name in ("learning_rate", "temperature", "max_grad_norm", "lora_alpha"):
             if not getattr(self, name) > 0:
                 faults.append(f"{name} {getattr(self, name)} must be above 0")
         if not 0 <= self.hard_label_weight <= 1:
             faults.append(f"hard_label_weight {self.hard_label_weight} must lie in 0..1")
+        if not 0 < self.mix < 1:
+            faults.append(f"mix {self.mix} must lie between 0 and 1")
+        if self.chunk_tokens is not None and self.chunk_tokens < 1:
+            faults.append(f"chunk_tokens {self.chunk_tokens} is below 1")
+        if self.student_bits != "full" and self.adapter == "none":
+            faults.append("a student in 4 bits is frozen and needs adapter lora")
+        if self.grid != "none" and self.adapter != "none":
+            faults.append(f"the grid {self.grid} rounds trained weights, an adapter freezes them")
         return faults
 
 
@@ -83,10 +137,14 @@ class Recipe:
 class Job:
     """What ``edgekd distill`` is asked to do: sources and recipe."""
 
-    teacher: str
     student: str
     data: list[str]
     recipe: Recipe
+    teacher: str | None = None
+    cache: str | None = None
+    """Folder of the teacher's recorded distributions; instead of a teacher."""
+    eval_data: list[str] = field(default_factory=list)
+    """Held-out text."""
 
 
 def setting_fields() -> tuple[Field[Any], ...]:
@@ -111,17 +169,25 @@ def resolve_job(path: Path | None, given: dict[str, Any]) -> Job:
     """
     values = {} if path is None else _read_toml(path)
     values |= {name: value for name, value in given.items() if value not in (None, [], ())}
-    if missing := [name for name in _SOURCES if not values.get(name)]:
-        options = ", ".join(f"--{name}" for name in missing)
-        raise RecipeError(f"{options} missing; give it on the command line or in the recipe")
-    sources = {name: values.pop(name) for name in _SOURCES}
+    missing = [f"--{name}" for name in ("student", "data") if not values.get(name)]
+    if not (values.get("teacher") or values.get("cache")):
+        missing.insert(0, "--teacher or --cache")
+    if missing:
+        raise RecipeError(
+            f"{', '.join(missing)} missing; give it on the command line or in the recipe"
+        )
+    if values.get("teacher") and values.get("cache"):
+        raise RecipeError("--teacher and --cache are both given; the cache replaces the teacher")
+    sources = {name: values.pop(name) for name in _SOURCES if name in values}
     return Job(**sources, recipe=Recipe(**values))
 
 
 def write_recipe(path: Path, job: Job) -> None:
     """Write ``job``, every setting resolved, as a TOML file that ``--recipe`` reads."""
     values = {name: getattr(job, name) for name in _SOURCES} | asdict(job.recipe)
-    lines = [f"{name} = {_toml(value)}" for name, value in values.items() if value is not None]
+    lines = [
+        f"{name} = {_toml(value)}" for name, value in values.items() if value not in (None, [])
+    ]
     path.write_text("\n".join(lines) + "\n", "utf-8")
 
 
@@ -142,8 +208,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise RecipeError(
             f"{path} has unknown settings: {', '.join(unknown)}; known are {', '.join(known)}"
         )
-    if isinstance(values.get("data"), str):
-        values["data"] = [values["data"]]
+    for name in ("data", "eval_data"):
+        if isinstance(values.get(name), str):
+            values[name] = [values[name]]
     for name, kind in _SOURCES.items():
         if name in values and not isinstance(values[name], kind):
             raise RecipeError(f"{path}: {name} {values[name]!r} is no {kind.__name__}")

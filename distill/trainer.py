@@ -1,93 +1,27 @@
-"""The training loop: transformers' Trainer, with our model, loss and grid inside.
-
-The wrapped module's forward does everything, heads included, so that DDP and FSDP see every
-weight that is used.
-"""
+"""The training loop: transformers' Trainer, with our model, loss and grid inside."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
-from edgekd.distill.data import Row
-from edgekd.distill.losses import LossOptions, LossParts, distillation_loss
+from edgekd.distill.losses import LossParts
+from edgekd.distill.model import HeldOut
+from edgekd.distill.packing import Row
 from edgekd.export.blocks import GridName, fake_quantize
 
-# B rows, T tokens, N learned positions, H hidden, V common vocabulary
-
 _COMPLETE = "complete.json"
-
-
-class DistillModel(nn.Module):
-    """A student, the teacher it follows, and the loss between them."""
-
-    def __init__(
-        self,
-        student: Any,
-        teacher: Any | None,
-        vocab_size: int,
-        options: LossOptions,
-        dtype: torch.dtype,
-    ) -> None:
-        """Hold ``student`` as the only trained part; ``dtype`` is that of its backbone's sums."""
-        super().__init__()
-        self.student = student
-        self._teacher = (teacher,)  # in a tuple: no submodule, so neither trained nor saved
-        self._vocab_size = vocab_size
-        self._options = options
-        self._dtype = dtype
-        head = None if teacher is None else teacher.get_output_embeddings().weight[:vocab_size]
-        self._teacher_head_VH = None if head is None else head.detach().float()
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        segment_ids: torch.Tensor,
-        labels: torch.Tensor,
-        shift_labels: torch.Tensor,
-    ) -> LossParts:
-        """Return the summed loss over all learned positions of the batch."""
-        batch = {
-            "input_ids": input_ids,
-            "position_ids": position_ids,
-            "attention_mask": document_mask(segment_ids),
-            "use_cache": False,
-        }
-        is_learned_BT = shift_labels != -100
-        device = input_ids.device.type
-        with torch.autocast(device, self._dtype, enabled=self._dtype != torch.float32):
-            student_NH = self.student.get_decoder()(**batch).last_hidden_state[is_learned_BT]
-        teacher_NH = self._teacher_hidden(batch, is_learned_BT)
-        head_VH = self.student.get_output_embeddings().weight[: self._vocab_size]
-        with torch.autocast(device, enabled=False):
-            return distillation_loss(
-                student_NH,
-                head_VH,
-                teacher_NH,
-                self._teacher_head_VH,
-                shift_labels[is_learned_BT],
-                torch.ones(len(student_NH), device=input_ids.device),
-                self._options,
-            )
-
-    def _teacher_hidden(
-        self, batch: dict[str, Any], is_learned_BT: torch.Tensor
-    ) -> torch.Tensor | None:
-        teacher = self._teacher[0]
-        if teacher is None:
-            return None
-        with torch.no_grad():
-            hidden: torch.Tensor = teacher.get_decoder()(**batch).last_hidden_state[is_learned_BT]
-        return hidden
+_WEIGHTS = "trained.safetensors"
+_PREFIX = "student."
 
 
 class DistillTrainer(Trainer):  # type: ignore[misc]
-    """Trainer that logs the KL and saves the student as a plain checkpoint."""
+    """Trainer that logs the divergence, measures held-out text and saves what is trained."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Pass everything on to Trainer."""
@@ -102,14 +36,11 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Return the loss per learned token of the whole optimizer window."""
+        """Return the loss per learned token of the whole optimizer window, all ranks together."""
         parts: LossParts = model(**inputs)
         n_learned = (inputs["shift_labels"] != -100).sum()
-        self._sums += (
-            torch.stack([parts.kl_nats.detach(), parts.cross_entropy_nats.detach(), n_learned])
-            .double()
-            .cpu()
-        )
+        sums = [parts.divergence_nats.detach(), parts.cross_entropy_nats.detach(), n_learned]
+        self._sums += torch.stack(sums).double().cpu()
         denominator = n_learned if num_items_in_batch is None else num_items_in_batch
         loss = parts.loss / denominator
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
@@ -117,30 +48,70 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         return (loss, parts) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add KL and cross entropy per token since the last log."""
-        kl, cross_entropy, n_tokens = self._sums.tolist()
-        if n_tokens and "loss" in logs:
-            logs |= {"kl_nats": kl / n_tokens, "cross_entropy_nats": cross_entropy / n_tokens}
-            logs["tokens"] = n_tokens
+        """Add divergence and cross entropy per token since the last log, over all ranks."""
+        if "loss" in logs:
+            total = self.accelerator.reduce(self._sums.to(self.args.device), "sum")
+            divergence, cross_entropy, n_tokens = total.tolist()
             self._sums.zero_()
+            if n_tokens:
+                logs["divergence_nats"] = divergence / n_tokens
+                logs["cross_entropy_nats"] = cross_entropy / n_tokens
+                logs["tokens"] = n_tokens
         super().log(logs, *args, **kwargs)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        self.accelerator.unwrap_model(self.model).student.save_pretrained(
-            output_dir or self.args.output_dir, max_shard_size="1000GB"
+    @torch.no_grad()
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Return KL to the teacher, perplexity and top-1 agreement on the held-out rows."""
+        model = self.model_wrapped
+        model.eval()
+        total = torch.zeros(4, dtype=torch.float64, device=self.args.device)
+        for inputs in self.get_eval_dataloader(eval_dataset):
+            figures: HeldOut = model(is_held_out=True, **self._prepare_inputs(inputs))
+            total += torch.stack(list(figures)).double()
+        model.train()
+        kl, cross_entropy, n_same, n = self.accelerator.reduce(total, "sum").tolist()
+        metrics = {
+            f"{metric_key_prefix}_kl_nats": kl / n,
+            f"{metric_key_prefix}_perplexity": math.exp(cross_entropy / n),
+            f"{metric_key_prefix}_top1_agreement": n_same / n,
+        }
+        self.log(metrics)
+        self.control: Any = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
         )
+        return metrics
+
+    def trained_weights(self) -> dict[str, torch.Tensor]:
+        """Return the weights that are trained, gathered from all ranks, under student names.
+
+        Every rank must call it.
+        """
+        state = self.accelerator.get_state_dict(self.model_wrapped)
+        wanted = {name for name, weight in self.model.named_parameters() if weight.requires_grad}
+        return {
+            name.removeprefix(_PREFIX): weight.detach().cpu().contiguous()
+            for name, weight in state.items()
+            if name in wanted
+        }
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.trained_weights(), folder / _WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        weights = load_file(Path(resume_from_checkpoint) / "model.safetensors")
-        student = self.accelerator.unwrap_model(model or self.model).student
-        missing, unexpected = student.load_state_dict(weights, strict=False)
-        tied = {"lm_head.weight"}
-        assert not unexpected and set(missing) <= tied, (missing, unexpected)
+        load_trained(self.model.student, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        load_trained(self.model.student, Path(self.state.best_model_checkpoint))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        (folder / _COMPLETE).write_text(json.dumps({"step": self.state.global_step}))
+        if self.args.should_save:
+            (folder / _COMPLETE).write_text(json.dumps({"step": self.state.global_step}))
 
 
 class GridCallback(TrainerCallback):  # type: ignore[misc]
@@ -171,26 +142,50 @@ class GridCallback(TrainerCallback):  # type: ignore[misc]
         self._masters = []
 
 
-def document_mask(segment_ids_BT: torch.Tensor) -> torch.Tensor:
-    """Return the bool attention mask [B, 1, T, T]: causal, and never across documents."""
-    n_tokens = segment_ids_BT.shape[1]
-    same_BTT = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
-    causal_TT = torch.ones(
-        n_tokens, n_tokens, dtype=torch.bool, device=segment_ids_BT.device
-    ).tril()
-    return (same_BTT & causal_TT)[:, None]
+class HeadPrecisionCallback(TrainerCallback):  # type: ignore[misc]
+    """Moves the heads from bf16 to float32 once the divergence is small, for good.
+
+    Near convergence a bf16 logit's rounding drowns the gradient: benchmarks/head_precision.py.
+    """
+
+    def __init__(self, model: Any, threshold_nats: float) -> None:
+        """Watch the logged divergence of ``model``, averaged over some twenty steps."""
+        self._model = model
+        self._threshold_nats = threshold_nats
+        self._mean_nats: float | None = None
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Switch where the mean has fallen below the threshold."""
+        if not logs or "divergence_nats" not in logs:
+            return
+        found = logs["divergence_nats"]
+        before = found if self._mean_nats is None else self._mean_nats
+        self._mean_nats = before + (found - before) / 20
+        if self._mean_nats < self._threshold_nats:
+            self._model.use_head_precision("fp32")
 
 
 def collate(rows: list[Row]) -> dict[str, torch.Tensor]:
-    """Return ``rows`` as the batch that :class:`DistillModel` takes."""
+    """Return ``rows`` as the batch that :class:`edgekd.distill.model.DistillModel` takes."""
     labels = torch.tensor([row.labels for row in rows])
     return {
         "input_ids": torch.tensor([row.ids for row in rows]),
         "position_ids": torch.tensor([row.positions for row in rows]),
         "segment_ids": torch.tensor([row.segments for row in rows]),
+        "row_numbers": torch.tensor([row.number for row in rows]),
         "labels": labels,  # Trainer looks for this name to count, and counts the next one
         "shift_labels": labels,
     }
+
+
+def load_trained(student: nn.Module, folder: Path) -> None:
+    """Put the trained weights of the checkpoint in ``folder`` into ``student``."""
+    weights = load_file(folder / _WEIGHTS)
+    parameters = {name: p for name, p in student.named_parameters() if p.requires_grad}
+    assert weights.keys() == parameters.keys(), weights.keys() ^ parameters.keys()
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:

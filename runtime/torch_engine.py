@@ -59,11 +59,16 @@ class TorchEngine:
 
 
 def load_causal_lm(
-    folder: Path, dtype: "torch.dtype | None" = None, *, trust_remote_code: bool = False
+    folder: Path,
+    dtype: "torch.dtype | None" = None,
+    *,
+    trust_remote_code: bool = False,
+    **placement: Any,
 ) -> Any:
     """Return the causal language model in ``folder``, in ``dtype`` or as stored.
 
-    Only safetensors are read: pickled weights can run code.
+    Only safetensors are read: pickled weights can run code. ``placement`` is what transformers
+    takes to quantize or spread the weights: ``device_map``, ``quantization_config`` and so on.
 
     Raises:
         ModelError: transformers cannot load it.
@@ -82,6 +87,7 @@ def load_causal_lm(
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=trust_remote_code,
+            **placement,
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [repr(error)])[0]

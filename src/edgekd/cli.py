@@ -116,6 +116,12 @@ def distill(
     data: Annotated[
         list[str] | None, typer.Option(help="Text, JSONL, folder or hf://NAME; repeatable.")
     ] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="Recorded distributions instead of a teacher.")
+    ] = None,
+    eval_data: Annotated[
+        list[str] | None, typer.Option(help="Held-out text, like --data; repeatable.")
+    ] = None,
     recipe: Annotated[
         Path | None, typer.Option(help="TOML file with settings; options here go over it.")
     ] = None,
@@ -129,7 +135,13 @@ def distill(
     """Train the student to follow the teacher's whole distribution."""
     from edgekd.distill.recipe import resolve_job
 
-    given = {"teacher": teacher, "student": student, "data": data} | settings
+    given = {
+        "teacher": teacher,
+        "cache": cache,
+        "student": student,
+        "data": data,
+        "eval_data": eval_data,
+    } | settings
     job = resolve_job(recipe, given)
     need("distill", "torch", "transformers", "accelerate", "gguf")
     need("export", "onnx")

@@ -2,41 +2,11 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from edgekd.distill.data import IGNORED, Document, encode_sample, pack, read_documents
+from edgekd.distill.data import encode_sample, read_documents
 from edgekd.errors import DataError
 from edgekd.runtime.chat_template import read_chat_template
 from edgekd.runtime.tokenizer import FileTokenizer
-
-documents = st.lists(
-    st.lists(st.integers(0, 99), min_size=2, max_size=20).map(
-        lambda ids: Document(ids, [True] * len(ids))
-    ),
-    min_size=1,
-    max_size=8,
-)
-
-
-@given(found=documents, row_tokens=st.integers(2, 16))
-def test_packing_keeps_every_token_once_and_predicts_within_a_document(
-    found: list[Document], row_tokens: int
-) -> None:
-    rows = pack(found, row_tokens)
-    kept = [
-        token
-        for row in rows
-        for token, part in zip(row.ids, row.segments, strict=True)
-        if part >= 0
-    ]
-    assert kept == [token for document in found for token in document.ids]
-    for row in rows:
-        assert len(row.ids) == len(row.labels) == len(row.segments) == row_tokens
-        for index, label in enumerate(row.labels):
-            if label != IGNORED:
-                assert row.segments[index] == row.segments[index + 1] >= 0
-                assert label == row.ids[index + 1]
 
 
 def test_a_reply_of_one_token_is_learned_together_with_its_stop_token(tiny_folder: Path) -> None:

@@ -10,11 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from edgekd.distill.data import pack, read_documents
+from edgekd.distill.data import read_documents
 from edgekd.distill.distill import distill
 from edgekd.distill.losses import LossOptions
+from edgekd.distill.model import DistillModel, OnlineTeacher
+from edgekd.distill.packing import pack
 from edgekd.distill.recipe import Job, Recipe
-from edgekd.distill.trainer import DistillModel, GridCallback, collate
+from edgekd.distill.trainer import GridCallback, collate
 from edgekd.distill.vocabulary import common_vocabulary
 from edgekd.errors import VocabularyError
 from edgekd.export.blocks import fake_quantize
@@ -73,7 +75,9 @@ def test_packing_changes_no_document_of_either_model(
     documents = read_documents([text], FileTokenizer(student), None)[:4]
     student_model = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32)
     teacher = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
-    model = DistillModel(student_model, teacher, 400, LossOptions(), torch.float32)
+    model = DistillModel(
+        student_model, OnlineTeacher(teacher, 400), 400, LossOptions(), torch.float32
+    )
     together = model(**collate(pack(documents, 256)))
     singly = [model(**collate(pack([document], 256))).loss for document in documents]
     assert together.loss.item() == pytest.approx(sum(loss.item() for loss in singly), rel=1e-4)

@@ -1,0 +1,102 @@
+"""Student and teacher in torch, as a recipe asks: whole, adapted, in few bits, offloaded."""
+
+import tempfile
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from edgekd.distill.recipe import Recipe
+from edgekd.errors import MissingExtraError, ModelError
+from edgekd.export.checkpoint import Checkpoint
+from edgekd.runtime.torch_engine import load_causal_lm
+
+
+def load_student(checkpoint: Checkpoint, recipe: Recipe) -> Any:
+    """Return the student: float32 masters, or a frozen base with a trained adapter.
+
+    Raises:
+        ModelError: it cannot be loaded, or its head has a bias.
+        MissingExtraError: peft or bitsandbytes is needed and not installed.
+    """
+    placement = _few_bits(recipe.student_bits)
+    dtype = torch.float32 if recipe.student_bits == "full" else torch.bfloat16
+    student = load_causal_lm(checkpoint.folder, dtype, **placement)
+    _check_head(student, checkpoint)
+    if recipe.gradient_checkpointing:
+        student.gradient_checkpointing_enable({"use_reentrant": False})
+    if recipe.adapter == "lora":
+        student = _with_lora(student, recipe)
+        if recipe.gradient_checkpointing:
+            student.enable_input_require_grads()
+    return student
+
+
+def load_teacher(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Any, bool]:
+    """Return the frozen teacher, and whether it already lies where it runs.
+
+    Raises:
+        ModelError: it cannot be loaded, or its head has a bias.
+        MissingExtraError: bitsandbytes is needed and not installed.
+    """
+    placement = _few_bits(recipe.teacher_bits)
+    if recipe.teacher_memory_gb is not None:
+        place = 0 if torch.cuda.is_available() else "cpu"
+        placement |= {
+            "device_map": "auto",
+            "max_memory": {place: int(recipe.teacher_memory_gb * 1e9)},
+            "offload_folder": tempfile.mkdtemp(prefix="edgekd-offload-"),
+        }
+    teacher = load_causal_lm(checkpoint.folder, backbone_dtype(recipe.precision), **placement)
+    _check_head(teacher, checkpoint)
+    return teacher, bool(placement)
+
+
+def backbone_dtype(precision: str) -> torch.dtype:
+    """Return bfloat16 where it is asked for, or where the processor multiplies it natively."""
+    if precision == "auto":
+        native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        has_bf16 = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else native
+        return torch.bfloat16 if has_bf16 else torch.float32
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def merged(student: Any) -> Any:
+    """Return the student as a plain model: an adapter is added to the weights it adapts."""
+    return student.merge_and_unload() if hasattr(student, "merge_and_unload") else student
+
+
+def _few_bits(bits: str) -> dict[str, Any]:
+    if bits == "full":
+        return {}
+    if find_spec("bitsandbytes") is None:
+        raise MissingExtraError("bitsandbytes", "bits")
+    from transformers import BitsAndBytesConfig
+
+    if bits == "8":
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+    )
+    return {"quantization_config": config}
+
+
+def _with_lora(student: Any, recipe: Recipe) -> Any:
+    if find_spec("peft") is None:
+        raise MissingExtraError("peft", "distill")
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=recipe.lora_rank,
+        lora_alpha=recipe.lora_alpha,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(student, config)
+
+
+def _check_head(model: Any, checkpoint: Checkpoint) -> None:
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+        raise ModelError(
+            f"{checkpoint.folder} has a head with a bias, which distillation does not follow yet"
+        )
