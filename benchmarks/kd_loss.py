@@ -96,9 +96,6 @@ def measure(kind: str, shape: dict[str, int]) -> dict[str, float]:
     small = {**whole, "head": head[:512].detach().requires_grad_()}
     small["teacher_head"], small["labels"] = teacher_head[:512], whole["labels"] % 512
     make_step(kind, {**small, "hidden": whole["hidden"].detach().requires_grad_()})()
-    if kind.endswith("compiled"):  # compiled for this vocabulary before the clock starts
-        make_step(kind, inputs(2))()
-        head.grad = None
     before_bytes = peak_rss_bytes()
     start_s = time.perf_counter()
     make_step(kind, whole)()

@@ -20,6 +20,8 @@ from transformers import (
     TrainingArguments,
 )
 
+from edgekd.distill.cache_format import LogitCache
+from edgekd.distill.cached_teacher import CachedTeacher, check_recipe, check_vocabulary
 from edgekd.distill.data import Document, read_documents
 from edgekd.distill.heads import HeadShape, head_shape
 from edgekd.distill.load_models import backbone_dtype, load_student, load_teacher
@@ -27,7 +29,7 @@ from edgekd.distill.losses import LossOptions
 from edgekd.distill.model import DistillModel, OnlineTeacher, Teacher, compile_layers
 from edgekd.distill.packing import Row, cut, pack
 from edgekd.distill.recipe import Job, Recipe
-from edgekd.distill.save import Lineage, save_student
+from edgekd.distill.save import Lineage, save_student, source_of
 from edgekd.distill.trainer import (
     DistillTrainer,
     GridCallback,
@@ -37,7 +39,7 @@ from edgekd.distill.trainer import (
 )
 from edgekd.distill.training_log import Report, fastest_step_s, last_figures
 from edgekd.distill.vocabulary import common_vocabulary
-from edgekd.export.checkpoint import Checkpoint
+from edgekd.export.checkpoint import Checkpoint, read_licence
 from edgekd.export.export_model import as_checkpoint
 from edgekd.export.plan import make_plan
 from edgekd.files import disk_errors
@@ -56,7 +58,8 @@ class _Text:
 
     samples: list[Document]
     rows: list[Row]
-    held_out: list[Row]
+    held_out: list[Document]
+    held_out_rows: list[Row]
 
 
 def distill(
@@ -76,24 +79,22 @@ def distill(
         DataError: the data is missing, empty or malformed.
         OutputError: ``out`` cannot be written; it is as it was.
     """
-    assert job.teacher is not None
     progress = progress or Silence()
     with (
-        as_checkpoint(job.teacher, revision) as master,
         as_checkpoint(job.student, student_revision) as pupil,
+        _open_teacher(job, pupil, revision) as master,
     ):
         tokenizer = FileTokenizer(pupil.folder)
-        vocab_size = common_vocabulary(tokenizer, FileTokenizer(master.folder))
         text = _read_text(job, pupil, tokenizer)
         n_documents, n_rows = len(text.samples), len(text.rows)
         progress.say(f"{n_documents} samples, {n_rows} rows of {job.recipe.row_tokens} tokens")
         work = out.with_name(f".{out.name}.checkpoints")
-        model = _make_model(pupil, master, vocab_size, job.recipe)
+        model = _make_model(pupil, master, text, job.recipe)
         trainer = _make_trainer(model, pupil, text, work, job.recipe)
         _train(trainer, resume, out, work, progress)
         if job.eval_data and not _was_just_evaluated(trainer):
             trainer.evaluate()
-        save_student(trainer, job, Lineage(master, pupil, tokenizer), out)
+        save_student(trainer, job, Lineage(master.source(), master.licence, pupil, tokenizer), out)
         if trainer.accelerator.is_main_process:
             shutil.rmtree(work, ignore_errors=True)
     log = trainer.state.log_history
@@ -106,22 +107,64 @@ def distill(
     }
 
 
+@dataclass(frozen=True)
+class _Master:
+    """The teacher: a checkpoint, or the cache of one."""
+
+    vocab_size: int
+    """Ids that it shares with the student."""
+    checkpoint: Checkpoint | None = None
+    cache: LogitCache | None = None
+
+    @property
+    def licence(self) -> str | None:
+        return read_licence(self.checkpoint.folder) if self.checkpoint else None
+
+    def source(self) -> dict[str, Any]:
+        """Return role, name and hash for the manifest."""
+        if self.checkpoint:
+            return source_of("teacher", self.checkpoint)
+        assert self.cache is not None
+        identity = self.cache.identity
+        return {
+            "role": "teacher",
+            "name": identity.teacher,
+            "weights_sha256": identity.teacher_sha256,
+            "cache_sha256": identity.sha256(),
+        }
+
+
+@contextmanager
+def _open_teacher(job: Job, pupil: Checkpoint, revision: str | None) -> Iterator[_Master]:
+    """Yield the teacher of ``job`` after comparing its tokens with those of ``pupil``."""
+    tokenizer = FileTokenizer(pupil.folder)
+    if job.cache is not None:
+        cache = LogitCache(Path(job.cache))
+        check_recipe(job.recipe, cache)
+        check_vocabulary(cache, tokenizer, read_chat_template(pupil.folder))
+        yield _Master(cache.identity.vocab_size, cache=cache)
+        return
+    assert job.teacher is not None
+    with as_checkpoint(job.teacher, revision) as master:
+        vocab_size = common_vocabulary(tokenizer, FileTokenizer(master.folder))
+        yield _Master(vocab_size, checkpoint=master)
+
+
 def _read_text(job: Job, pupil: Checkpoint, tokenizer: FileTokenizer) -> _Text:
     template, row_tokens = read_chat_template(pupil.folder), job.recipe.row_tokens
 
     def read(sources: Sequence[str]) -> list[Document]:
         return cut(read_documents(sources, tokenizer, template), row_tokens) if sources else []
 
-    samples = read(job.data)
-    return _Text(samples, pack(samples, row_tokens), pack(read(job.eval_data), row_tokens))
+    samples, held_out = read(job.data), read(job.eval_data)
+    rows = pack(samples, row_tokens)
+    return _Text(samples, rows, held_out, pack(held_out, row_tokens, first_number=len(rows)))
 
 
-def _make_model(
-    pupil: Checkpoint, master: Checkpoint, vocab_size: int, recipe: Recipe
-) -> DistillModel:
+def _make_model(pupil: Checkpoint, master: _Master, text: _Text, recipe: Recipe) -> DistillModel:
     torch.manual_seed(recipe.seed)
     student = load_student(pupil, recipe)
-    teacher, shape = _make_teacher(master, vocab_size, recipe)
+    teacher, shape = _make_teacher(master, text, recipe)
     options = LossOptions(
         divergence=recipe.divergence,
         mix=recipe.mix,
@@ -136,18 +179,21 @@ def _make_model(
     )
     if recipe.compile == "full":
         compile_layers(student)
-    return DistillModel(student, teacher, vocab_size, options, backbone_dtype(recipe.precision))
+    dtype = backbone_dtype(recipe.precision)
+    return DistillModel(student, teacher, master.vocab_size, options, dtype)
 
 
-def _make_teacher(
-    master: Checkpoint, vocab_size: int, recipe: Recipe
-) -> tuple[Teacher | None, HeadShape]:
+def _make_teacher(master: _Master, text: _Text, recipe: Recipe) -> tuple[Teacher | None, HeadShape]:
     if recipe.hard_label_weight == 1:
         return None, HeadShape()
-    model, is_placed = load_teacher(master, recipe)
+    if master.cache:
+        packed = [(text.samples, text.rows), (text.held_out, text.held_out_rows)]
+        return CachedTeacher(master.cache, packed, recipe.temperature), HeadShape()
+    assert master.checkpoint is not None
+    model, is_placed = load_teacher(master.checkpoint, recipe)
     if recipe.compile == "full" and not is_placed:
         compile_layers(model)
-    return OnlineTeacher(model, vocab_size, is_placed=is_placed), head_shape(model.config)
+    return OnlineTeacher(model, master.vocab_size, is_placed=is_placed), head_shape(model.config)
 
 
 def _make_trainer(
@@ -158,13 +204,13 @@ def _make_trainer(
         callbacks.append(GridCallback(model.student, make_plan(pupil, recipe.grid).grids()))
     if recipe.head_precision == "auto":
         callbacks.append(HeadPrecisionCallback(model, BF16_HEADS_ABOVE_NATS))
-    if recipe.patience and text.held_out:
+    if recipe.patience and text.held_out_rows:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=recipe.patience))
     trainer = DistillTrainer(
         model=model,
-        args=_training_arguments(work, recipe, has_held_out=bool(text.held_out)),
+        args=_training_arguments(work, recipe, has_held_out=bool(text.held_out_rows)),
         train_dataset=text.rows,
-        eval_dataset=text.held_out or None,
+        eval_dataset=text.held_out_rows or None,
         data_collator=collate,
         callbacks=callbacks,
     )

@@ -61,3 +61,23 @@ def matmul_fp32(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         return torch.mm(left, right, out_dtype=torch.float32)
     product = left @ right
     return product.float() if product.dtype == torch.bfloat16 else product
+
+
+class Buffers:
+    """One [C, V] float32 buffer for the products of all chunks: fresh pages cost time."""
+
+    def __init__(self) -> None:
+        """Begin without a buffer."""
+        self._buffer: torch.Tensor | None = None
+
+    def product(self, hidden_CH: torch.Tensor, head_HV: torch.Tensor) -> torch.Tensor:
+        """Return the product in the buffer, which the next call overwrites."""
+        if hidden_CH.dtype == torch.bfloat16:
+            return matmul_fp32(hidden_CH, head_HV)
+        n_rows, n_columns = len(hidden_CH), head_HV.shape[1]
+        if self._buffer is None or len(self._buffer) < n_rows:
+            self._buffer = torch.empty(
+                n_rows, n_columns, dtype=hidden_CH.dtype, device=hidden_CH.device
+            )
+        with torch.no_grad():
+            return torch.mm(hidden_CH, head_HV, out=self._buffer[:n_rows])

@@ -21,13 +21,16 @@ import torch
 import torch.nn.functional as F
 
 from edgekd.distill.divergences import DIVERGENCES, USES_MIX
-from edgekd.distill.heads import HeadPrecision, HeadShape, matmul_fp32
+from edgekd.distill.heads import Buffers, HeadPrecision, HeadShape, matmul_fp32
 from edgekd.distill.recipe import DivergenceName
 from edgekd.errors import RecipeError
 
 # N tokens, C tokens of one chunk, H hidden of student or teacher, V common vocabulary
 
-_CPU_CHUNK_BYTES = 48 << 20  # one [C, V] float32 buffer: large enough for full-speed products
+# One [C, V] float32 buffer: large enough for full-speed products. Uncompiled, some ten temporaries
+# of that size come and go; below 32 MB the C library keeps their pages.
+_COMPILED_CHUNK_BYTES, _PLAIN_CHUNK_BYTES = 96 << 20, 24 << 20
+_MIN_CHUNK_TOKENS = 128  # products of fewer rows are bound by reading the head
 _GPU_CHUNK_TOKENS = 1024
 _PLAIN = HeadShape()
 
@@ -88,13 +91,19 @@ class LossParts(NamedTuple):
     """Cross entropy with the labels; 0 where they have no weight."""
 
 
+Measure = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+
+
 class Target(Protocol):
     """Where the teacher's distribution comes from: its head, or a cache."""
 
-    def chunk(
-        self, rows: slice, student_CV: torch.Tensor, options: LossOptions
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the divergence [C] and its gradient [C, V] with respect to logits / T."""
+    measure: Measure
+    """Takes the student's logits [C, V], what ``chunk`` returns, and the options; returns the
+    divergence [C] and its gradient [C, V] with respect to logits / T. A module's function, so that
+    it is compiled once."""
+
+    def chunk(self, rows: slice, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        """Return what is known of the teacher at ``rows``; products are made in ``dtype``."""
 
     def likeliest(self, rows: slice, options: LossOptions) -> torch.Tensor:
         """Return the teacher's first choice [C]."""
@@ -106,26 +115,18 @@ class OnlineTarget:
     def __init__(self, hidden_NH: torch.Tensor, head_VH: torch.Tensor) -> None:
         """Follow a teacher whose head is sliced to the common vocabulary."""
         self._hidden_NH, self._head_VH = hidden_NH, head_VH
+        self._buffers = Buffers()
+        self.measure: Measure = measure_online
 
-    def chunk(
-        self, rows: slice, student_CV: torch.Tensor, options: LossOptions
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the divergence [C] and its gradient [C, V] with respect to logits / T."""
-        teacher_CV = self._product(rows, _product_dtype(student_CV.dtype, options))
-        body = _body(_divergence, options.compiled)
-        shape, temperature = options.teacher_shape, options.temperature
-        found: tuple[torch.Tensor, torch.Tensor] = body(
-            student_CV, teacher_CV, shape, temperature, options.divergence, options.mix
-        )
-        return found
+    def chunk(self, rows: slice, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        """Return the product [C, V] of hidden states and head."""
+        hidden_CH, head_VH = self._hidden_NH[rows].to(dtype), self._head_VH.to(dtype)
+        return (self._buffers.product(hidden_CH, head_VH.T),)
 
     def likeliest(self, rows: slice, options: LossOptions) -> torch.Tensor:
         """Return the teacher's first choice [C]."""
-        product_CV = self._product(rows, self._head_VH.dtype)
-        return product_CV.mul_(options.teacher_shape.scale).argmax(-1)
-
-    def _product(self, rows: slice, dtype: torch.dtype) -> torch.Tensor:
-        return matmul_fp32(self._hidden_NH[rows].to(dtype), self._head_VH.to(dtype).T)
+        (product_CV,) = self.chunk(rows, self._head_VH.dtype)
+        return (product_CV * options.teacher_shape.scale).argmax(-1)
 
 
 def distillation_loss(
@@ -168,15 +169,17 @@ def held_out_figures(
     dtype = _sum_dtype(student_hidden_NH)
     head_VH = student_head_VH.to(dtype)
     sums = torch.zeros(3, dtype=torch.float64, device=head_VH.device)
-    for rows in _chunks(student_hidden_NH, head_VH, options.chunk_tokens):
-        product_CV = matmul_fp32(student_hidden_NH[rows].to(dtype), head_VH.T)
+    buffers = Buffers()
+    for rows in _chunks(student_hidden_NH, head_VH, options):
+        product_CV = buffers.product(student_hidden_NH[rows].to(dtype), head_VH.T)
         student_CV = options.student_shape.shape(product_CV)
         sums[1] += F.cross_entropy(student_CV, labels_N[rows], reduction="sum")
         if target is None:
             sums[[0, 2]] = torch.nan
             continue
         sums[2] += (student_CV.argmax(-1) == target.likeliest(rows, options)).sum()
-        sums[0] += target.chunk(rows, student_CV, options)[0].sum(dtype=torch.float64)
+        value_C, _ = target.measure(student_CV, *target.chunk(rows, dtype), options)
+        sums[0] += value_C.sum(dtype=torch.float64)
     n_positions = torch.tensor(len(labels_N), dtype=torch.float64, device=sums.device)
     return sums[0], sums[1], sums[2], n_positions
 
@@ -190,26 +193,56 @@ class _Task:
     weights_N: torch.Tensor
     options: LossOptions
 
-    def chunk(self, rows: slice, product_CV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the gradient [C, V] of the student's product, and [divergence, CE] summed."""
-        options = self.options
-        weights_C = self.weights_N[rows].to(product_CV.dtype)
-        student_CV = options.student_shape.shape(product_CV)
-        sums = torch.zeros(2, dtype=torch.float64, device=product_CV.device)
-        grad_CV = None
-        if self.target is not None and options.hard_label_weight < 1:
-            value_C, grad_CV = self.target.chunk(rows, student_CV, options)
-            sums[0] = (value_C * weights_C).sum(dtype=torch.float64)
-            grad_CV.mul_((weights_C * (options.soft_factor / options.temperature))[:, None])
-        if options.hard_label_weight > 0:
-            value_C, hard_CV = _body(_cross_entropy, options.compiled)(
-                student_CV, self.labels_N[rows]
-            )
-            sums[1] = (value_C * weights_C).sum(dtype=torch.float64)
-            hard_CV.mul_((weights_C * options.hard_label_weight)[:, None])
-            grad_CV = hard_CV if grad_CV is None else grad_CV.add_(hard_CV)
-        assert grad_CV is not None
-        return options.student_shape.unshape(grad_CV, student_CV), sums
+    def chunk(self, rows: slice, product_CV: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Turn the product into its gradient, in place; return [divergence, CE] summed."""
+        known: tuple[torch.Tensor, ...] = ()
+        measure = None
+        if self.target is not None and self.options.hard_label_weight < 1:
+            known, measure = self.target.chunk(rows, dtype), self.target.measure
+        labels_C, weights_C = self.labels_N[rows], self.weights_N[rows].to(product_CV.dtype)
+        body = fused(_chunk_body, self.options.compiled)
+        sums: torch.Tensor = body(product_CV, labels_C, weights_C, known, measure, self.options)
+        return sums
+
+
+def _chunk_body(
+    product_CV: torch.Tensor,
+    labels_C: torch.Tensor,
+    weights_C: torch.Tensor,
+    known: tuple[torch.Tensor, ...],
+    measure: Measure | None,
+    options: LossOptions,
+) -> torch.Tensor:
+    """Everything between the matrix products, so that a compiler can fuse it."""
+    student_CV = options.student_shape.shape(product_CV)
+    sums = []
+    grad_CV: torch.Tensor | float = 0.0
+    if measure is not None:
+        value_C, soft_CV = measure(student_CV, *known, options)
+        sums.append((value_C * weights_C).sum(dtype=torch.float64))
+        factor = options.soft_factor / options.temperature
+        grad_CV = soft_CV * (weights_C * factor)[:, None]
+    else:
+        sums.append(torch.zeros((), dtype=torch.float64, device=product_CV.device))
+    if options.hard_label_weight > 0:
+        value_C, hard_CV = _cross_entropy(student_CV, labels_C)
+        sums.append((value_C * weights_C).sum(dtype=torch.float64))
+        grad_CV = grad_CV + hard_CV * (weights_C * options.hard_label_weight)[:, None]
+    else:
+        sums.append(torch.zeros((), dtype=torch.float64, device=product_CV.device))
+    assert isinstance(grad_CV, torch.Tensor)
+    product_CV.copy_(options.student_shape.unshape(grad_CV, student_CV))
+    return torch.stack(sums)
+
+
+def measure_online(
+    student_CV: torch.Tensor, teacher_CV: torch.Tensor, options: LossOptions
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the divergence [C] from the teacher's product, and its gradient [C, V]."""
+    log_q_CV = (student_CV / options.temperature).log_softmax(-1)
+    teacher_CV = options.teacher_shape.shape(teacher_CV)
+    log_p_CV = (teacher_CV / options.temperature).log_softmax(-1)
+    return DIVERGENCES[options.divergence](log_q_CV, log_p_CV, options.mix)
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -228,11 +261,12 @@ class _ChunkedLoss(torch.autograd.Function):
         if ctx.needs_input_grad[1]:  # a frozen head needs none
             grad_head_VH = torch.zeros_like(head_VH, dtype=dtype)
         sums = torch.zeros(2, dtype=torch.float64, device=head_VH.device)
-        for rows in _chunks(student_hidden_NH, head_VH, options.chunk_tokens):
+        buffers = Buffers()
+        for rows in _chunks(student_hidden_NH, head_VH, options):
             hidden_CH = student_hidden_NH[rows].to(product_dtype)
-            grad_CV, chunk_sums = task.chunk(rows, matmul_fp32(hidden_CH, head_VH.T))
-            sums += chunk_sums
-            grad_CV = grad_CV.to(product_dtype)
+            product_CV = buffers.product(hidden_CH, head_VH.T)
+            sums += task.chunk(rows, product_CV, product_dtype)
+            grad_CV = product_CV.to(product_dtype)
             grad_hidden_NH[rows] = matmul_fp32(grad_CV, head_VH)
             if grad_head_VH is not None:
                 _add_product(grad_head_VH, grad_CV.T, hidden_CH)
@@ -253,19 +287,6 @@ class _ChunkedLoss(torch.autograd.Function):
         return grad_hidden, grad_head, None
 
 
-def _divergence(
-    student_CV: torch.Tensor,
-    teacher_CV: torch.Tensor,
-    teacher_shape: HeadShape,
-    temperature: float,
-    name: DivergenceName,
-    mix: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    log_q_CV = (student_CV / temperature).log_softmax(-1)
-    log_p_CV = (teacher_shape.shape(teacher_CV) / temperature).log_softmax(-1)
-    return DIVERGENCES[name](log_q_CV, log_p_CV, mix)
-
-
 def _cross_entropy(
     student_CV: torch.Tensor, labels_C: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -282,7 +303,8 @@ def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, dynamic=True)
 
 
-def _body(function: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
+def fused(function: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
+    """Return ``function``, compiled if asked for."""
     return _compile(function) if compiled else function
 
 
@@ -303,9 +325,8 @@ def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
         total += matmul_fp32(left, right)
 
 
-def _chunks(
-    hidden_NH: torch.Tensor, head_VH: torch.Tensor, chunk_tokens: int | None
-) -> list[slice]:
-    on_cpu = max(1, _CPU_CHUNK_BYTES // (4 * len(head_VH)))
-    size = chunk_tokens or (_GPU_CHUNK_TOKENS if hidden_NH.is_cuda else on_cpu)
+def _chunks(hidden_NH: torch.Tensor, head_VH: torch.Tensor, options: LossOptions) -> list[slice]:
+    n_bytes = _COMPILED_CHUNK_BYTES if options.compiled else _PLAIN_CHUNK_BYTES
+    on_cpu = max(_MIN_CHUNK_TOKENS, n_bytes // (4 * len(head_VH)))
+    size = options.chunk_tokens or (_GPU_CHUNK_TOKENS if hidden_NH.is_cuda else on_cpu)
     return [slice(start, start + size) for start in range(0, len(hidden_NH), size)]

@@ -42,8 +42,10 @@ def cut(documents: Iterable[Document], row_tokens: int) -> list[Document]:
     return samples
 
 
-def pack(samples: Sequence[Document], row_tokens: int, pad_id: int = 0) -> list[Row]:
-    """Return ``samples``, none longer than ``row_tokens``, as rows of that length."""
+def pack(
+    samples: Sequence[Document], row_tokens: int, *, first_number: int = 0, pad_id: int = 0
+) -> list[Row]:
+    """Return ``samples``, none longer than ``row_tokens``, as rows numbered on."""
     rows: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # (room left, row), sorted
     by_length = sorted(range(len(samples)), key=lambda index: -len(samples[index].ids))
@@ -57,7 +59,10 @@ def pack(samples: Sequence[Document], row_tokens: int, pad_id: int = 0) -> list[
             room, row = rooms.pop(place)
         rows[row].append(index)
         insort(rooms, (room - n_tokens, row))
-    return [_row(number, chosen, samples, row_tokens, pad_id) for number, chosen in enumerate(rows)]
+    return [
+        _row(number, chosen, samples, row_tokens, pad_id)
+        for number, chosen in enumerate(rows, first_number)
+    ]
 
 
 def _row(

@@ -22,21 +22,29 @@ from edgekd.runtime.tokenizer import FileTokenizer
 class Lineage:
     """What a student was made from."""
 
-    teacher: Checkpoint
+    teacher: dict[str, Any]
+    """Role, name and hash, as in the manifest."""
+    teacher_licence: str | None
     student: Checkpoint
     tokenizer: FileTokenizer
 
     @property
     def licence(self) -> str | None:
         """The student's licence, else the teacher's."""
-        return read_licence(self.student.folder) or read_licence(self.teacher.folder)
+        return read_licence(self.student.folder) or self.teacher_licence
 
     def sources(self) -> list[dict[str, Any]]:
         """Return role, name and hash of each source."""
-        return [
-            {"role": role, "name": source.folder.name, "weights_sha256": source.weights_sha256()}
-            for role, source in (("teacher", self.teacher), ("student", self.student))
-        ]
+        return [self.teacher, source_of("student", self.student)]
+
+
+def source_of(role: str, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return role, name and hash of ``checkpoint``, as in a manifest."""
+    return {
+        "role": role,
+        "name": checkpoint.folder.name,
+        "weights_sha256": checkpoint.weights_sha256(),
+    }
 
 
 def save_student(trainer: DistillTrainer, job: Job, lineage: Lineage, out: Path) -> None:

@@ -39,14 +39,18 @@ def common_vocabulary(student: FileTokenizer, teacher: FileTokenizer) -> int:
     return n_common
 
 
+def vocabulary_size(tokenizer: FileTokenizer) -> int:
+    """Return one more than the largest id of ``tokenizer``; models may pad beyond it."""
+    return int(max(tokenizer.core.get_vocab(with_added_tokens=True).values())) + 1
+
+
 def vocabulary_sha256(tokenizer: FileTokenizer) -> str:
     """Return a hash of the id to bytes table of ``tokenizer``."""
     return _hash(_token_table(tokenizer))
 
 
 def _token_table(tokenizer: FileTokenizer) -> list[bytes]:
-    n_tokens = max(tokenizer.core.get_vocab(with_added_tokens=True).values()) + 1
-    return [tokenizer.raw_token_bytes(token_id) for token_id in range(n_tokens)]
+    return [tokenizer.raw_token_bytes(i) for i in range(vocabulary_size(tokenizer))]
 
 
 def _hash(table: list[bytes]) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from edgekd.errors import ExportError, ModelError
 from edgekd.export import llama
 from edgekd.export.checkpoint import Checkpoint, open_checkpoint, read_licence
-from edgekd.export.from_gguf import gguf_to_checkpoint
+from edgekd.export.from_gguf import gguf_to_checkpoint, write_text_side
 from edgekd.export.plan import Plan, make_plan, parse_quant
 from edgekd.export.to_gguf import write_gguf
 from edgekd.export.to_onnx import write_onnx
@@ -23,6 +23,7 @@ from edgekd.manifest import (
     write_manifest,
 )
 from edgekd.progress import Progress, Silence
+from edgekd.runtime.gguf_header import read_gguf_header
 from edgekd.runtime.model_kind import ModelKind, locate_model
 
 Format = Literal["gguf", "onnx"]
@@ -128,3 +129,19 @@ def as_checkpoint(model: str, revision: str | None = None) -> Iterator[Checkpoin
         folder = Path(holder) / path.stem
         gguf_to_checkpoint(path, folder)
         yield open_checkpoint(folder)
+
+
+@contextmanager
+def as_text_side(model: str, revision: str | None = None) -> Iterator[Path]:
+    """Yield a folder with the tokenizer files of ``model``; its weights are not read.
+
+    Raises:
+        ModelError: it is no model, or its tokenizer is not supported.
+    """
+    kind, path = locate_model(model, revision)
+    if kind is not ModelKind.GGUF:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+        write_text_side(read_gguf_header(path), Path(folder))
+        yield Path(folder)

@@ -33,20 +33,28 @@ def gguf_to_checkpoint(path: Path, folder: Path) -> None:
     """
     header = read_gguf_header(path)
     config = _read_config(path, header)
-    tokenizer = _read_tokenizer(header.metadata)
     with atomic_folder(folder) as partial:
-        save_file(
-            _read_weights(path, header, config), partial / "model.safetensors", {"format": "pt"}
-        )
-        tokenizer.save(str(partial / "tokenizer.json"))
-        for name, content in (
-            ("config.json", config),
-            ("tokenizer_config.json", _tokenizer_config(header.metadata)),
-            ("generation_config.json", _generation_config(header.metadata)),
-        ):
-            (partial / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+        weights = _read_weights(path, header, config)
+        save_file(weights, partial / "model.safetensors", {"format": "pt"})
+        _write_json(partial / "config.json", config)
+        write_text_side(header, partial)
         if licence := header.metadata.get("general.license"):
             (partial / "README.md").write_text(f"---\nlicense: {licence}\n---\n", "utf-8")
+
+
+def write_text_side(header: GgufHeader, folder: Path) -> None:
+    """Write the tokenizer files of a GGUF into ``folder``.
+
+    Raises:
+        ModelError: its tokenizer is not supported.
+    """
+    _read_tokenizer(header.metadata).save(str(folder / "tokenizer.json"))
+    _write_json(folder / "tokenizer_config.json", _tokenizer_config(header.metadata))
+    _write_json(folder / "generation_config.json", _generation_config(header.metadata))
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
 def _read_config(path: Path, header: GgufHeader) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class ChatTemplate:
         import jinja2
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+        self.source = source
         if len(source) > _MAX_TEMPLATE_CHARS:
             raise ModelError(
                 f"the chat template has {len(source)} characters, {_MAX_TEMPLATE_CHARS} are allowed"

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 COMMANDS = (
-    ["demo", "prune", "distill", "export", "verify", "bench", "serve", "chat", "doctor"],
-    [["devices", "detect"]],
+    ["demo", "prune", "cache", "distill", "export", "verify", "bench", "serve", "chat", "doctor"],
+    [["cache", "inspect"], ["devices", "detect"]],
 )
 TARGET = Path(__file__).parents[1] / "docs" / "cli.md"
 

@@ -27,6 +27,8 @@ from edgekd.errors import EdgekdError
 from edgekd.progress import make_progress
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+cache_app = typer.Typer(invoke_without_command=True)
+app.add_typer(cache_app, name="cache")
 devices_app = typer.Typer(no_args_is_help=True, help="What this machine is.")
 app.add_typer(devices_app, name="devices")
 
@@ -105,6 +107,78 @@ def prune(
         print_result(
             report, as_json, f"{out}: kept {len(chosen)} of {checkpoint.n_layers} layers: {chosen}"
         )
+
+
+@cache_app.callback()
+def cache(
+    context: typer.Context,
+    teacher: Annotated[
+        str | None, typer.Option(help="HF folder, hub id, .gguf file, or URL of an endpoint's /v1.")
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="Text, JSONL, folder or hf://NAME; repeatable.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write, or to go on in.")] = None,
+    model: Annotated[str | None, typer.Option(help="The model's name at the endpoint.")] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="File with its key.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Model with the endpoint's tokenizer.")
+    ] = None,
+    row_tokens: Annotated[int, typer.Option(help="Longest sample, as in distill.")] = 512,
+    top_k: Annotated[int, typer.Option(help="Most tokens kept exactly.")] = 32,
+    top_mass: Annotated[float, typer.Option(help="Enough probability to keep exactly.")] = 0.995,
+    tail_samples: Annotated[int, typer.Option(help="Most samples of all other tokens.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    revision: Revision = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Record the teacher's distributions once, for distill --cache; goes on after a kill."""
+    if context.invoked_subcommand:
+        return
+    if teacher is None or not data or out is None:
+        raise typer.BadParameter("give --teacher, --data and --out, or a command such as inspect")
+    need("distill", "torch", "transformers", "gguf")
+    need("export", "onnx")
+    from edgekd.distill.cache import CaptureSettings, capture
+    from edgekd.distill.cache_source import Endpoint
+    from edgekd.runtime.server import read_key
+
+    settings = CaptureSettings(
+        row_tokens=row_tokens,
+        top_k=top_k,
+        top_mass=top_mass,
+        tail_samples=tail_samples,
+        seed=seed,
+    )
+    source: str | Endpoint = teacher
+    if teacher.startswith(("http://", "https://")):
+        key = read_key(api_key_file) if api_key_file else None
+        source = Endpoint(teacher, model or "default", key)
+    report = capture(
+        source,
+        data,
+        out,
+        settings,
+        tokenizer_of=tokenizer,
+        revision=revision,
+        progress=make_progress(quiet),
+    )
+    print_result(report, as_json, _cache_summary(report))
+
+
+@cache_app.command("inspect")
+def cache_inspect(
+    folder: Annotated[Path, typer.Argument(help="A cache.")],
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check every shard of a cache and say what it holds."""
+    need("distill", "torch", "safetensors")
+    from edgekd.distill.cache import inspect
+
+    report = inspect(folder)
+    print_result(report, as_json, _cache_summary(report))
 
 
 @app.command()
@@ -346,6 +420,16 @@ def main() -> None:
         app()
     except EdgekdError as error:
         raise SystemExit(f"edgekd: {error}") from error
+
+
+def _cache_summary(report: dict[str, Any]) -> str:
+    return (
+        f"{report['path']}: {report['positions']} positions of {report['samples']} samples from "
+        f"{report['teacher']}\n"
+        f"  {report['bytes_per_token']:.1f} bytes per token: {report['top_tokens']:.1f} likeliest "
+        f"tokens with {report['mass_kept']:.1%} of the probability, {report['tail_samples']:.1f} "
+        f"samples of the others; entropy {report['entropy_nats']:.2f} nats"
+    )
 
 
 def _export_summary(report: dict[str, Any]) -> str:

@@ -1,0 +1,310 @@
+"""The logit cache on disk: who it belongs to, shards of records, and how both are checked.
+
+A cache is a folder: ``cache.json`` and shards in safetensors form, each with a small JSON file
+beside it that appears last, so that a shard without one was cut short. Samples are found by the
+hash of their token ids and mask, never by their order. A record is one position's distribution:
+
+    top_ids, top_codes    the likeliest tokens, log-probabilities in 16 bits
+    tail_ids, tail_codes  samples of all others, log-probabilities in 8 bits
+    log_z                 log Z_T - log Z_1 / T for each temperature T but 1, to be taken from
+                          log p_1 / T
+    entropy               in nats at each temperature
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from edgekd.distill.data import Document
+from edgekd.errors import DataError
+from edgekd.files import atomic_file, sha256_of, write_text_atomic
+
+# P positions, E entries, S samples, T temperatures
+
+SCHEMA_VERSION = 1
+INDEX = "cache.json"
+CODE_STEP_NATS = 20.0 / 65_535
+"""Of ``top_codes``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What a cache belongs to; it serves nothing else."""
+
+    teacher: str
+    teacher_sha256: str
+    """Of its weights; for an endpoint, of its address and model name."""
+    revision: str | None
+    source: str
+    """Kind of teacher: checkpoint, gguf, onnx or endpoint."""
+    dtype: str
+    vocabulary_sha256: str
+    template_sha256: str | None
+    vocab_size: int
+    row_tokens: int
+    top_k: int
+    top_mass: float
+    tail_samples: int
+    temperatures: tuple[float, ...]
+    seed: int
+
+    def sha256(self) -> str:
+        """Return a hash of all of it."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+class Records(NamedTuple):
+    """The distributions of P positions; entries of all positions one after the other."""
+
+    n_top_P: NDArray[np.uint8]
+    n_tail_P: NDArray[np.uint8]
+    top_ids_E: NDArray[np.uint32]
+    top_codes_E: NDArray[np.uint16]
+    tail_ids_E: NDArray[np.uint32]
+    tail_codes_E: NDArray[np.uint8]
+    log_z_PT: NDArray[np.float32]
+    entropy_PT: NDArray[np.float16]
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Records"]) -> "Records":
+        """Return ``parts`` one after the other."""
+        return cls(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+class _Place(NamedTuple):
+    """Where a sample's records lie: shard, and first and last of positions and entries."""
+
+    shard: int
+    positions: slice
+    top: slice
+    tail: slice
+
+
+def sample_key(sample: Document) -> bytes:
+    """Return the sha256 of token ids and mask of ``sample``."""
+    ids = np.array(sample.ids, "<u4").tobytes()
+    return hashlib.sha256(ids + bytes(sample.learned)).digest()
+
+
+def write_shard(
+    folder: Path, number: int, keys: Sequence[bytes], records: Sequence[Records], vocab_size: int
+) -> None:
+    """Write one shard with the ``records`` of each sample in ``keys``, then what describes it."""
+    path = _shard_path(folder, number)
+    joined = Records.concatenate(records)
+    arrays = {
+        "keys": np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32),
+        "sizes": np.array(
+            [[len(r.n_top_P), len(r.top_ids_E), len(r.tail_ids_E)] for r in records], np.int64
+        ),
+        **joined._asdict(),
+        "top_ids_E": _pack_ids(joined.top_ids_E, vocab_size),
+        "tail_ids_E": _pack_ids(joined.tail_ids_E, vocab_size),
+    }
+    with atomic_file(path) as partial:
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial)
+    description = {
+        "file": path.name,
+        "sha256": sha256_of(path),
+        "bytes": path.stat().st_size,
+        "samples": len(keys),
+        "positions": len(joined.n_top_P),
+    }
+    write_text_atomic(path.with_suffix(".json"), json.dumps(description) + "\n")
+
+
+def finished_shard(folder: Path, number: int) -> dict[str, Any] | None:
+    """Return the description of shard ``number`` if it was written to its end and is unchanged."""
+    path = _shard_path(folder, number)
+    try:
+        description: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
+        return description if sha256_of(path) == description["sha256"] else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def begin(folder: Path, identity: Identity) -> None:
+    """Make ``folder`` the cache of ``identity``, or find that it already is.
+
+    Raises:
+        DataError: it is another one's; both hashes are named.
+    """
+    if (folder / INDEX).is_file():
+        check_identity(read_index(folder)["identity"], identity, folder)
+    else:
+        write_index(folder, identity, [])
+
+
+def write_index(folder: Path, identity: Identity, shards: Sequence[dict[str, Any]]) -> None:
+    """Write ``cache.json``; without shards the capture is still under way."""
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "identity": asdict(identity),
+        "identity_sha256": identity.sha256(),
+        "shards": list(shards),
+    }
+    write_text_atomic(folder / INDEX, json.dumps(document, indent=2) + "\n")
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """Return ``cache.json``, its identity as an :class:`Identity`.
+
+    Raises:
+        DataError: there is none, or it is not one of ours.
+    """
+    path = folder / INDEX
+    try:
+        document: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        values = document["identity"]
+        identity = Identity(**{**values, "temperatures": tuple(values["temperatures"])})
+        is_whole = document["schema_version"] == SCHEMA_VERSION and isinstance(
+            document["shards"], list
+        )
+    except OSError as error:
+        raise DataError(
+            f"no cache at {folder}: {error.strerror}; make one with edgekd cache"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is no cache of edgekd: {error!r}") from error
+    if not is_whole:
+        raise DataError(
+            f"{path} has another schema version than {SCHEMA_VERSION}; capture it again"
+        )
+    return {**document, "identity": identity}
+
+
+def check_identity(found: Identity, wanted: Identity, folder: Path) -> None:
+    """Compare two identities.
+
+    Raises:
+        DataError: they differ; what differs and both hashes are named.
+    """
+    if found == wanted:
+        return
+    one, other = asdict(found), asdict(wanted)
+    differences = [
+        f"{name} {one[name]!r}, not {other[name]!r}" for name in one if one[name] != other[name]
+    ]
+    raise DataError(
+        f"{folder} is another cache ({found.sha256()[:12]}, this would be {wanted.sha256()[:12]}): "
+        f"it has {'; '.join(differences)}"
+    )
+
+
+class LogitCache:
+    """A finished cache, checked and open for reading."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open ``folder`` and compare every shard with its hash.
+
+        Raises:
+            DataError: the cache is unfinished, or a shard is missing or changed.
+        """
+        index = read_index(folder)
+        self.folder = folder
+        self.identity: Identity = index["identity"]
+        self.shards: list[dict[str, Any]] = index["shards"]
+        if not self.shards:
+            raise DataError(f"the capture of {folder} is not finished; run edgekd cache again")
+        self._files = [_open_shard(folder, entry) for entry in self.shards]
+        self._places = dict(self._find_samples())
+
+    def __contains__(self, key: bytes) -> bool:
+        """Whether the sample ``key`` was captured."""
+        return key in self._places
+
+    def read(self, key: bytes) -> Records:
+        """Return the records of the sample ``key``."""
+        place = self._places[key]
+        parts: dict[str, slice] = {
+            "n_top_P": place.positions,
+            "n_tail_P": place.positions,
+            "top_ids_E": place.top,
+            "top_codes_E": place.top,
+            "tail_ids_E": place.tail,
+            "tail_codes_E": place.tail,
+            "log_z_PT": place.positions,
+            "entropy_PT": place.positions,
+        }
+        file = self._files[place.shard]
+        arrays = {name: file.get_slice(name)[part] for name, part in parts.items()}
+        for name in ("top_ids_E", "tail_ids_E"):
+            arrays[name] = _unpack_ids(arrays[name])
+        return Records(**arrays)
+
+    def figures(self, shard: int) -> tuple[float, float, float, float]:
+        """Return sums over the positions of ``shard``: top tokens, tail samples, mass, entropy."""
+        file = self._files[shard]
+        n_top_P, codes_E = file.get_tensor("n_top_P"), file.get_tensor("top_codes_E")
+        mass = np.exp(-CODE_STEP_NATS * codes_E.astype(np.float64)).sum()
+        entropy_PT = file.get_tensor("entropy_PT").astype(np.float64)
+        n_tail = file.get_tensor("n_tail_P").sum(dtype=np.int64)
+        return float(n_top_P.sum(dtype=np.int64)), float(n_tail), mass, entropy_PT[:, 0].sum()
+
+    def _find_samples(self) -> Iterator[tuple[bytes, _Place]]:
+        for shard, file in enumerate(self._files):
+            ends = file.get_tensor("sizes").cumsum(0)
+            starts = np.concatenate([np.zeros((1, 3), np.int64), ends[:-1]])
+            for key, start, end in zip(file.get_tensor("keys"), starts, ends, strict=True):
+                yield key.tobytes(), _Place(shard, *map(slice, start.tolist(), end.tolist()))
+
+
+def _open_shard(folder: Path, entry: dict[str, Any]) -> Any:
+    path = folder / Path(str(entry.get("file"))).name
+    try:
+        if (found := sha256_of(path)) != entry["sha256"]:
+            raise DataError(
+                f"{path} has sha256 {found[:12]}, cache.json says {entry['sha256'][:12]}; it was "
+                "changed: delete it with its .json and run edgekd cache again"
+            )
+        return safe_open(path, framework="np")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; run edgekd cache again") from error
+    except SafetensorError as error:
+        raise DataError(f"{path} is no shard of a cache: {error}") from error
+
+
+def _shard_path(folder: Path, number: int) -> Path:
+    return folder / f"shard-{number:05d}.safetensors"
+
+
+def _pack_ids(ids_E: NDArray[np.uint32], vocab_size: int) -> NDArray[Any]:
+    """Return ids in 2 bytes where the vocabulary allows, else in 3."""
+    if vocab_size <= 1 << 16:
+        return ids_E.astype(np.uint16)
+    return ids_E.astype("<u4").view(np.uint8).reshape(-1, 4)[:, :3]
+
+
+def _unpack_ids(packed: NDArray[Any]) -> NDArray[np.uint32]:
+    if packed.ndim == 1:
+        return packed.astype(np.uint32)
+    widened = np.zeros((len(packed), 4), np.uint8)
+    widened[:, :3] = packed
+    return widened.view("<u4")[:, 0].astype(np.uint32)
+
+
+def samples_by_shard(
+    samples: Iterable[Document], shard_tokens: int
+) -> list[list[tuple[bytes, Document]]]:
+    """Return distinct samples in shards of about ``shard_tokens`` tokens, always the same way."""
+    shards: list[list[tuple[bytes, Document]]] = []
+    seen: set[bytes] = set()
+    room = 0
+    for sample in samples:
+        if (key := sample_key(sample)) in seen:
+            continue
+        seen.add(key)
+        if room < len(sample.ids) or not shards:
+            shards.append([])
+            room = max(shard_tokens, len(sample.ids))
+        shards[-1].append((key, sample))
+        room -= len(sample.ids)
+    return shards
