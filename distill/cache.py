@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from edgekd.distill.cache_codec import entropy_nats, top_log_p
 from edgekd.distill.cache_format import (
     Identity,
     LogitCache,
+    Records,
     begin,
     finished_shard,
     samples_by_shard,
@@ -60,8 +62,8 @@ class CaptureSettings:
                 faults.append(f"{name} {getattr(self, name)} must lie in {lowest}..{highest}")
         if not 0 < self.top_mass <= 1:
             faults.append(f"top_mass {self.top_mass} must lie in 0..1")
-        if 1.0 not in self.temperatures or min(self.temperatures) <= 0:
-            faults.append(f"temperatures {self.temperatures} must be above 0, one of them 1")
+        if 1.0 not in self.temperatures or min(self.temperatures) < 1:
+            faults.append(f"temperatures {self.temperatures} must be 1 and above, one of them 1")
         if faults:
             raise RecipeError("; ".join(faults))
 
@@ -113,8 +115,7 @@ def inspect(folder: Path) -> dict[str, Any]:
     cache = LogitCache(folder)
     n_positions = sum(entry["positions"] for entry in cache.shards)
     n_bytes = sum(entry["bytes"] for entry in cache.shards)
-    figures = [cache.figures(shard) for shard in range(len(cache.shards))]
-    sums = np.sum(figures, 0)
+    sums = np.sum([_figures(cache.shard_records(i)) for i in range(len(cache.shards))], 0)
     return {
         "path": str(folder),
         "teacher": cache.identity.teacher,
@@ -128,6 +129,16 @@ def inspect(folder: Path) -> dict[str, Any]:
         "mass_kept": sums[2] / n_positions,
         "entropy_nats": sums[3] / n_positions,
     }
+
+
+def _figures(records: Records) -> list[float]:
+    """Return sums over positions: kept tokens, tail samples, mass kept, entropy."""
+    return [
+        records.n_top_P.sum(dtype=np.int64),
+        records.n_tail_P.sum(dtype=np.int64),
+        np.exp(top_log_p(records)).sum(),
+        entropy_nats(records).sum(),
+    ]
 
 
 def _capture_shards(
@@ -186,6 +197,6 @@ def _identity(
         top_k=settings.top_k,
         top_mass=settings.top_mass,
         tail_samples=settings.tail_samples,
-        temperatures=settings.temperatures,
+        temperatures=settings.temperatures if source.knows_temperatures else (1.0,),
         seed=settings.seed,
     )

@@ -9,17 +9,19 @@ Codes are rounded up or down at random so that the decoded probability is right 
 temperatures other than 1 the 8-bit codes of the tail leave a bias below a thousandth of its mass.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgekd.distill.cache_format import CODE_STEP_NATS, Identity, Records
+from edgekd.distill.cache_format import Identity, Records
 
 # P positions, V vocabulary, K kept tokens at most, M tail samples at most, E entries, T temps
 
-_TAIL_STEP = 25.5 / 255  # nats
+_N_HEAD = 4  # likeliest tokens whose probability deserves 16 bits
+_HEAD_STEP, _LOW_STEP, _TAIL_STEP = 20 / 65_535, 15.3 / 255, 25.5 / 255  # nats
+_LOG_Z_STEP, _ENTROPY_STEP = 12.5 / 65_535, 12.5 / 255  # at most log V
 _TAIL_MASS_PER_SAMPLE = 0.005  # less tail, fewer samples
 
 
@@ -54,35 +56,36 @@ def encode(logits_PV: torch.Tensor, identity: Identity, generator: torch.Generat
         n_top_P=is_kept_PK.sum(-1).numpy().astype(np.uint8),
         n_tail_P=n_tail_P.numpy().astype(np.uint8),
         top_ids_E=ids_PK[is_kept_PK].numpy().astype(np.uint32),
-        top_codes_E=_codes(top_PK[is_kept_PK], CODE_STEP_NATS, 65_535, generator).astype(np.uint16),
+        **_top_codes(top_PK, is_kept_PK, generator),
         tail_ids_E=tail_ids_PM[is_drawn_PM].numpy().astype(np.uint32),
         tail_codes_E=_codes(tail_log_p_PM[is_drawn_PM], _TAIL_STEP, 255, generator).astype(
             np.uint8
         ),
-        log_z_PT=log_z_PT.numpy().astype(np.float32),
-        entropy_PT=entropy_PT.numpy().astype(np.float16),
+        log_z_PT=(log_z_PT / _LOG_Z_STEP).round().clamp(0, 65_535).numpy().astype(np.uint16),
+        entropy_PT=_entropy_codes(entropy_PT, generator),
     )
 
 
-def encode_top(ids: list[list[int]], log_p: list[list[float]], n_temperatures: int) -> Records:
-    """Return records that hold the likeliest tokens only, as an endpoint gives them.
+def encode_top(ids: list[list[int]], log_p: list[list[float]]) -> Records:
+    """Return records that hold the likeliest tokens only, as an endpoint gives them, at T = 1.
 
-    The mass of all others stays one number, so the gradient has a small bias; only T = 1 is known.
+    The mass of all others stays one number, so the gradient has a small bias.
     """
-    flat = torch.tensor([value for row in log_p for value in row])
     generator = torch.Generator().manual_seed(0)
-    n_positions = len(ids)
-    entropy_PT = np.full((n_positions, n_temperatures), np.nan, np.float16)
-    entropy_PT[:, 0] = [_entropy_with_rest(row) for row in log_p]
+    counts_P = np.array([len(row) for row in ids])
+    flat_E = np.array([value for row in log_p for value in row])
+    top_PK = torch.from_numpy(_spread(flat_E, counts_P, 0.0))
+    is_kept_PK = torch.arange(top_PK.shape[1]) < torch.from_numpy(counts_P)[:, None]
+    entropy_PT = torch.tensor([[_entropy_with_rest(row)] for row in log_p])
     return Records(
-        n_top_P=np.array([len(row) for row in ids], np.uint8),
-        n_tail_P=np.zeros(n_positions, np.uint8),
+        n_top_P=counts_P.astype(np.uint8),
+        n_tail_P=np.zeros(len(ids), np.uint8),
         top_ids_E=np.array([token for row in ids for token in row], np.uint32),
-        top_codes_E=_codes(flat, CODE_STEP_NATS, 65_535, generator).astype(np.uint16),
+        **_top_codes(top_PK, is_kept_PK, generator),
         tail_ids_E=np.zeros(0, np.uint32),
         tail_codes_E=np.zeros(0, np.uint8),
-        log_z_PT=np.zeros((n_positions, n_temperatures - 1), np.float32),
-        entropy_PT=entropy_PT,
+        log_z_PT=np.zeros((len(ids), 0), np.uint16),
+        entropy_PT=_entropy_codes(entropy_PT, generator),
     )
 
 
@@ -93,8 +96,8 @@ def decode(records: Records, temperatures: tuple[float, ...], temperature: float
     log_z_P = np.zeros(len(n_top_P))
     if temperature != 1:
         others = [t for t in temperatures if t != 1]
-        log_z_P = records.log_z_PT[:, others.index(temperature)].astype(np.float64)
-    top_PK = _spread(-CODE_STEP_NATS * records.top_codes_E.astype(np.float64), n_top_P, -np.inf)
+        log_z_P = _LOG_Z_STEP * records.log_z_PT[:, others.index(temperature)].astype(np.float64)
+    top_PK = top_log_p(records)
     tail_PM = _spread(-_TAIL_STEP * records.tail_codes_E.astype(np.float64), n_tail_P, 0.0)
     is_drawn_PM = np.arange(tail_PM.shape[1]) < n_tail_P[:, None]
     tail_mass_P = np.clip(1 - np.exp(top_PK).sum(-1), 0, None)
@@ -104,16 +107,50 @@ def decode(records: Records, temperatures: tuple[float, ...], temperature: float
     share_P1 = (tail_mass_P / np.maximum(n_tail_P, 1))[:, None]
     tail_weights_PM = np.where(is_drawn_PM, share_P1 * np.exp(exponent_PM - log_z_P[:, None]), 0.0)
     rest_P = np.where(n_tail_P > 0, 0.0, np.clip(1 - top_weights_PK.sum(-1), 0, None))
-    ids = [
-        _spread(found.astype(np.int64), counts, 0)
-        for found, counts in ((records.top_ids_E, n_top_P), (records.tail_ids_E, n_tail_P))
-    ]
+    top_ids_PK = np.zeros(top_PK.shape, np.int64)
+    spread_PK = _spread(records.top_ids_E.astype(np.int64), n_top_P, 0)
+    top_ids_PK[:, : spread_PK.shape[1]] = spread_PK
+    tail_ids_PM = _spread(records.tail_ids_E.astype(np.int64), n_tail_P, 0)
     return Sparse(
-        np.concatenate(ids, 1),
+        np.concatenate([top_ids_PK, tail_ids_PM], 1),
         np.concatenate([top_weights_PK, tail_weights_PM], 1).astype(np.float32),
-        records.entropy_PT[:, index].astype(np.float32),
+        (_ENTROPY_STEP * records.entropy_PT[:, index]).astype(np.float32),
         rest_P.astype(np.float32),
     )
+
+
+def top_log_p(records: Records) -> NDArray[np.float64]:
+    """Return the log-probabilities of the kept tokens [P, K], -inf where there are fewer."""
+    n_top_P = records.n_top_P.astype(np.int64)
+    n_head_P = np.minimum(n_top_P, _N_HEAD)
+    head_PK = np.full((len(n_top_P), _N_HEAD), -np.inf)
+    spread = _spread(-_HEAD_STEP * records.head_codes_E.astype(np.float64), n_head_P, -np.inf)
+    head_PK[:, : spread.shape[1]] = spread
+    low = -_LOW_STEP * records.low_codes_E.astype(np.float64)
+    return np.concatenate([head_PK, _spread(low, n_top_P - n_head_P, -np.inf)], 1)
+
+
+def entropy_nats(records: Records) -> NDArray[np.float64]:
+    """Return the teacher's entropy [P] at T = 1."""
+    return _ENTROPY_STEP * records.entropy_PT[:, 0].astype(np.float64)
+
+
+def _top_codes(
+    top_PK: torch.Tensor, is_kept_PK: torch.Tensor, generator: torch.Generator
+) -> dict[str, NDArray[Any]]:
+    is_head_PK = is_kept_PK & (torch.arange(top_PK.shape[1]) < _N_HEAD)
+    head_E, low_E = top_PK[is_head_PK], top_PK[is_kept_PK & ~is_head_PK]
+    return {
+        "head_codes_E": _codes(head_E, _HEAD_STEP, 65_535, generator).astype(np.uint16),
+        "low_codes_E": _codes(low_E, _LOW_STEP, 255, generator).astype(np.uint8),
+    }
+
+
+def _entropy_codes(entropy_PT: torch.Tensor, generator: torch.Generator) -> NDArray[np.uint8]:
+    """Return entropies in steps, rounded at random so that their mean is right."""
+    steps_PT = entropy_PT.double() / _ENTROPY_STEP
+    dither_PT = torch.rand(steps_PT.shape, dtype=torch.float64, generator=generator)
+    return (steps_PT + dither_PT).floor().clamp(0, 255).numpy().astype(np.uint8)
 
 
 def _entropy_with_rest(log_p: list[float]) -> float:

@@ -4,11 +4,14 @@ A cache is a folder: ``cache.json`` and shards in safetensors form, each with a 
 beside it that appears last, so that a shard without one was cut short. Samples are found by the
 hash of their token ids and mask, never by their order. A record is one position's distribution:
 
-    top_ids, top_codes    the likeliest tokens, log-probabilities in 16 bits
-    tail_ids, tail_codes  samples of all others, log-probabilities in 8 bits
-    log_z                 log Z_T - log Z_1 / T for each temperature T but 1, to be taken from
-                          log p_1 / T
-    entropy               in nats at each temperature
+    top_ids               the likeliest tokens
+    head_codes            log-probabilities of the first four of them, in 16 bits
+    low_codes             log-probabilities of the others of them, in 8 bits
+    tail_ids, tail_codes  samples of all other tokens, log-probabilities in 8 bits
+    log_z                 log Z_T - log Z_1 / T for each temperature T but 1, in 16 bits
+    entropy               at each temperature, in 8 bits
+
+What the codes stand for is edgekd.distill.cache_codec's business.
 """
 
 import hashlib
@@ -31,8 +34,6 @@ from edgekd.files import atomic_file, sha256_of, write_text_atomic
 
 SCHEMA_VERSION = 1
 INDEX = "cache.json"
-CODE_STEP_NATS = 20.0 / 65_535
-"""Of ``top_codes``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +68,12 @@ class Records(NamedTuple):
     n_top_P: NDArray[np.uint8]
     n_tail_P: NDArray[np.uint8]
     top_ids_E: NDArray[np.uint32]
-    top_codes_E: NDArray[np.uint16]
+    head_codes_E: NDArray[np.uint16]
+    low_codes_E: NDArray[np.uint8]
     tail_ids_E: NDArray[np.uint32]
     tail_codes_E: NDArray[np.uint8]
-    log_z_PT: NDArray[np.float32]
-    entropy_PT: NDArray[np.float16]
+    log_z_PT: NDArray[np.uint16]
+    entropy_PT: NDArray[np.uint8]
 
     @classmethod
     def concatenate(cls, parts: Sequence["Records"]) -> "Records":
@@ -85,6 +87,8 @@ class _Place(NamedTuple):
     shard: int
     positions: slice
     top: slice
+    head: slice
+    low: slice
     tail: slice
 
 
@@ -103,7 +107,14 @@ def write_shard(
     arrays = {
         "keys": np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32),
         "sizes": np.array(
-            [[len(r.n_top_P), len(r.top_ids_E), len(r.tail_ids_E)] for r in records], np.int64
+            [
+                [
+                    len(r.n_top_P),
+                    *map(np.size, (r.top_ids_E, r.head_codes_E, r.low_codes_E, r.tail_ids_E)),
+                ]
+                for r in records
+            ],
+            np.int64,
         ),
         **joined._asdict(),
         "top_ids_E": _pack_ids(joined.top_ids_E, vocab_size),
@@ -228,31 +239,31 @@ class LogitCache:
             "n_top_P": place.positions,
             "n_tail_P": place.positions,
             "top_ids_E": place.top,
-            "top_codes_E": place.top,
+            "head_codes_E": place.head,
+            "low_codes_E": place.low,
             "tail_ids_E": place.tail,
             "tail_codes_E": place.tail,
             "log_z_PT": place.positions,
             "entropy_PT": place.positions,
         }
         file = self._files[place.shard]
-        arrays = {name: file.get_slice(name)[part] for name, part in parts.items()}
+        arrays = {name: _read_slice(file, name, part) for name, part in parts.items()}
         for name in ("top_ids_E", "tail_ids_E"):
             arrays[name] = _unpack_ids(arrays[name])
         return Records(**arrays)
 
-    def figures(self, shard: int) -> tuple[float, float, float, float]:
-        """Return sums over the positions of ``shard``: top tokens, tail samples, mass, entropy."""
+    def shard_records(self, shard: int) -> Records:
+        """Return all records of one shard."""
         file = self._files[shard]
-        n_top_P, codes_E = file.get_tensor("n_top_P"), file.get_tensor("top_codes_E")
-        mass = np.exp(-CODE_STEP_NATS * codes_E.astype(np.float64)).sum()
-        entropy_PT = file.get_tensor("entropy_PT").astype(np.float64)
-        n_tail = file.get_tensor("n_tail_P").sum(dtype=np.int64)
-        return float(n_top_P.sum(dtype=np.int64)), float(n_tail), mass, entropy_PT[:, 0].sum()
+        arrays = {name: file.get_tensor(name) for name in Records._fields}
+        for name in ("top_ids_E", "tail_ids_E"):
+            arrays[name] = _unpack_ids(arrays[name])
+        return Records(**arrays)
 
     def _find_samples(self) -> Iterator[tuple[bytes, _Place]]:
         for shard, file in enumerate(self._files):
             ends = file.get_tensor("sizes").cumsum(0)
-            starts = np.concatenate([np.zeros((1, 3), np.int64), ends[:-1]])
+            starts = np.concatenate([np.zeros_like(ends[:1]), ends[:-1]])
             for key, start, end in zip(file.get_tensor("keys"), starts, ends, strict=True):
                 yield key.tobytes(), _Place(shard, *map(slice, start.tolist(), end.tolist()))
 
@@ -270,6 +281,14 @@ def _open_shard(folder: Path, entry: dict[str, Any]) -> Any:
         raise DataError(f"cannot read {path}: {error.strerror}; run edgekd cache again") from error
     except SafetensorError as error:
         raise DataError(f"{path} is no shard of a cache: {error}") from error
+
+
+def _read_slice(file: Any, name: str, part: slice) -> NDArray[Any]:
+    found = file.get_slice(name)
+    if part.start == part.stop:  # the library refuses an empty slice at the end
+        return np.zeros((0, *found.get_shape()[1:]), file.get_tensor(name).dtype)
+    array: NDArray[Any] = found[part]
+    return array
 
 
 def _shard_path(folder: Path, number: int) -> Path:

@@ -30,6 +30,8 @@ class TeacherSource(Protocol):
     sha256: str
     revision: str | None
     dtype: str
+    knows_temperatures: bool
+    """Whether it gives enough to compute log Z at other temperatures than 1."""
 
     def records(self, key: bytes, sample: Document, identity: Identity) -> Records:
         """Return the records of the learned positions of ``sample``."""
@@ -75,6 +77,8 @@ def open_source(
 class EngineSource:
     """A model run here: every logit is known, so records are unbiased."""
 
+    knows_temperatures = True
+
     def __init__(
         self, engine: Engine, name: str, kind: str, sha256: str, revision: str | None, dtype: str
     ) -> None:
@@ -104,6 +108,7 @@ class EndpointSource:
     kind = "endpoint"
     revision: str | None = None
     dtype = "as served"
+    knows_temperatures = False
 
     def __init__(self, endpoint: Endpoint) -> None:
         """Ask ``endpoint``."""
@@ -131,7 +136,7 @@ class EndpointSource:
                 kept = [pair for pair in ranked[: identity.top_k] if pair[0] < identity.vocab_size]
                 ids.append([token for token, _ in kept])
                 log_p.append([value for _, value in kept])
-        return encode_top(ids, log_p, len(identity.temperatures))
+        return encode_top(ids, log_p)
 
     def _ask(self, ids: list[int], top_k: int) -> dict[str, Any]:
         request = {

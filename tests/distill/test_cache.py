@@ -117,14 +117,14 @@ def test_every_position_keeps_its_own_entries(seed: int, scale: float, n: int) -
     for row in range(n):
         n_top = int(records.n_top_P[row])
         assert 1 <= n_top <= 6
-        np.testing.assert_allclose(
-            sparse.weights_PE[row, :n_top],
-            probabilities[row, sparse.ids_PE[row, :n_top]],
-            rtol=1e-3,
-        )
+        expected = probabilities[row, sparse.ids_PE[row, :n_top]]
+        for part, tolerance in ((slice(0, min(n_top, 4)), 5e-4), (slice(4, n_top), 0.07)):
+            is_coded = expected[part] > np.exp(-15)
+            found = sparse.weights_PE[row, part][is_coded]
+            np.testing.assert_allclose(found, expected[part][is_coded], rtol=tolerance)
         kept = probabilities[row, sparse.ids_PE[row, :n_top]].sum()
         assert kept >= 0.995 or n_top == 6
-        assert sparse.weights_PE[row].sum() == pytest.approx(1, abs=0.006)
+        assert sparse.weights_PE[row].sum() == pytest.approx(1, abs=0.02)
 
 
 @pytest.mark.parametrize("vocab_size", [60_000, 152_000])
@@ -304,9 +304,9 @@ def test_an_endpoint_gives_its_likeliest_tokens_and_the_rest_as_one(
     model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
     with torch.inference_mode():
         exact = model(torch.tensor([sample.ids])).logits[0, :-1, :400].softmax(-1)
-    np.testing.assert_allclose(
-        sparse.weights_PE, exact.gather(1, torch.from_numpy(sparse.ids_PE)), rtol=2e-3
-    )
+    expected = exact.gather(1, torch.from_numpy(sparse.ids_PE))
+    np.testing.assert_allclose(sparse.weights_PE[:, :4], expected[:, :4], rtol=2e-3)
+    np.testing.assert_allclose(sparse.weights_PE, expected, rtol=0.07)
     np.testing.assert_allclose(sparse.rest_P, 1 - sparse.weights_PE.sum(1), atol=1e-6)
 
 
