@@ -107,13 +107,7 @@ def write_shard(
     arrays = {
         "keys": np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32),
         "sizes": np.array(
-            [
-                [
-                    len(r.n_top_P),
-                    *map(np.size, (r.top_ids_E, r.head_codes_E, r.low_codes_E, r.tail_ids_E)),
-                ]
-                for r in records
-            ],
+            [_sizes(found) for found in records],
             np.int64,
         ),
         **joined._asdict(),
@@ -130,6 +124,18 @@ def write_shard(
         "positions": len(joined.n_top_P),
     }
     write_text_atomic(path.with_suffix(".json"), json.dumps(description) + "\n")
+
+
+def _sizes(records: Records) -> list[int]:
+    """Return the lengths that a reader needs to find a sample."""
+    counted = (
+        records.n_top_P,
+        records.top_ids_E,
+        records.head_codes_E,
+        records.low_codes_E,
+        records.tail_ids_E,
+    )
+    return [len(array) for array in counted]
 
 
 def finished_shard(folder: Path, number: int) -> dict[str, Any] | None:

@@ -27,11 +27,11 @@ from edgekd.errors import RecipeError
 
 # N tokens, C tokens of one chunk, H hidden of student or teacher, V common vocabulary
 
-# One [C, V] float32 buffer: large enough for full-speed products. Uncompiled, some ten temporaries
-# of that size come and go; below 32 MB the C library keeps their pages.
-_COMPILED_CHUNK_BYTES, _PLAIN_CHUNK_BYTES = 96 << 20, 24 << 20
-_MIN_CHUNK_TOKENS = 128  # products of fewer rows are bound by reading the head
+# Fewer rows and the products are bound by reading the head; more only take memory. Uncompiled,
+# some ten temporaries of a chunk's logits come and go; small ones keep their pages.
+_COMPILED_CHUNK_TOKENS, _PLAIN_CHUNK_TOKENS = 192, 128
 _GPU_CHUNK_TOKENS = 1024
+_SLAB_ROWS = 8192
 _PLAIN = HeadShape()
 
 
@@ -115,17 +115,19 @@ class OnlineTarget:
     def __init__(self, hidden_NH: torch.Tensor, head_VH: torch.Tensor) -> None:
         """Follow a teacher whose head is sliced to the common vocabulary."""
         self._hidden_NH, self._head_VH = hidden_NH, head_VH
+        self._cast_VH = head_VH
         self._buffers = Buffers()
         self.measure: Measure = measure_online
 
     def chunk(self, rows: slice, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
         """Return the product [C, V] of hidden states and head."""
-        hidden_CH, head_VH = self._hidden_NH[rows].to(dtype), self._head_VH.to(dtype)
-        return (self._buffers.product(hidden_CH, head_VH.T),)
+        if self._cast_VH.dtype != dtype:
+            self._cast_VH = self._head_VH.to(dtype)
+        return (self._buffers.product(self._hidden_NH[rows].to(dtype), self._cast_VH.T),)
 
     def likeliest(self, rows: slice, options: LossOptions) -> torch.Tensor:
         """Return the teacher's first choice [C]."""
-        (product_CV,) = self.chunk(rows, self._head_VH.dtype)
+        (product_CV,) = self.chunk(rows, _sum_dtype(self._hidden_NH))
         return (product_CV * options.teacher_shape.scale).argmax(-1)
 
 
@@ -170,7 +172,7 @@ def held_out_figures(
     head_VH = student_head_VH.to(dtype)
     sums = torch.zeros(3, dtype=torch.float64, device=head_VH.device)
     buffers = Buffers()
-    for rows in _chunks(student_hidden_NH, head_VH, options):
+    for rows in _chunks(student_hidden_NH, options):
         product_CV = buffers.product(student_hidden_NH[rows].to(dtype), head_VH.T)
         student_CV = options.student_shape.shape(product_CV)
         sums[1] += F.cross_entropy(student_CV, labels_N[rows], reduction="sum")
@@ -262,7 +264,7 @@ class _ChunkedLoss(torch.autograd.Function):
             grad_head_VH = torch.zeros_like(head_VH, dtype=dtype)
         sums = torch.zeros(2, dtype=torch.float64, device=head_VH.device)
         buffers = Buffers()
-        for rows in _chunks(student_hidden_NH, head_VH, options):
+        for rows in _chunks(student_hidden_NH, options):
             hidden_CH = student_hidden_NH[rows].to(product_dtype)
             product_CV = buffers.product(hidden_CH, head_VH.T)
             sums += task.chunk(rows, product_CV, product_dtype)
@@ -321,12 +323,13 @@ def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
     """Add ``left`` times ``right`` to ``total``, whose precision the sum is made in."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
-    else:
-        total += matmul_fp32(left, right)
+        return
+    for start in range(0, len(total), _SLAB_ROWS):  # the product in slabs: it is as large as a head
+        slab = slice(start, start + _SLAB_ROWS)
+        total[slab] += left[slab] @ right
 
 
-def _chunks(hidden_NH: torch.Tensor, head_VH: torch.Tensor, options: LossOptions) -> list[slice]:
-    n_bytes = _COMPILED_CHUNK_BYTES if options.compiled else _PLAIN_CHUNK_BYTES
-    on_cpu = max(_MIN_CHUNK_TOKENS, n_bytes // (4 * len(head_VH)))
+def _chunks(hidden_NH: torch.Tensor, options: LossOptions) -> list[slice]:
+    on_cpu = _COMPILED_CHUNK_TOKENS if options.compiled else _PLAIN_CHUNK_TOKENS
     size = options.chunk_tokens or (_GPU_CHUNK_TOKENS if hidden_NH.is_cuda else on_cpu)
     return [slice(start, start + size) for start in range(0, len(hidden_NH), size)]
