@@ -87,6 +87,8 @@ def check_recipe(recipe: Recipe, cache: LogitCache) -> None:
     faults = []
     if recipe.divergence != "forward_kl":
         faults.append(f"a cache serves forward_kl only, not {recipe.divergence}")
+    if recipe.on_policy > 0:
+        faults.append("a cache knows nothing of what the student writes; on_policy needs --teacher")
     if recipe.temperature not in identity.temperatures:
         known = ", ".join(f"{temperature:g}" for temperature in identity.temperatures)
         faults.append(f"the cache knows the temperatures {known}, not {recipe.temperature:g}")

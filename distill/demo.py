@@ -13,8 +13,10 @@ from edgekd.distill.data import read_documents
 from edgekd.distill.demo_teacher import fetch_teacher
 from edgekd.distill.demo_text import make_questions, write_corpus
 from edgekd.distill.distill import distill
-from edgekd.distill.prune import block_influence, choose_layers, write_pruned
+from edgekd.distill.importance import measure_importance
+from edgekd.distill.prune import write_pruned
 from edgekd.distill.recipe import Job, Recipe
+from edgekd.distill.student_shape import Kept, choose_layers
 from edgekd.errors import OutputError, RecipeError
 from edgekd.export.checkpoint import open_checkpoint
 from edgekd.export.export_model import export_model
@@ -108,9 +110,9 @@ def demo(out: Path, minutes: float, progress: Progress) -> DemoResult:
 def _prune(stage: _Stage) -> Path:
     checkpoint = open_checkpoint(stage.teacher)
     documents = read_documents([str(stage.text)], FileTokenizer(stage.teacher), None)
-    influence = block_influence(checkpoint, documents[:_CALIBRATION_DOCUMENTS], stage.progress)
+    found = measure_importance(checkpoint, documents[:_CALIBRATION_DOCUMENTS], stage.progress)
     out = stage.out / "student-pruned"
-    write_pruned(checkpoint, choose_layers(influence, N_LAYERS), out)
+    write_pruned(checkpoint, Kept(choose_layers(found.layers_L, N_LAYERS)), out)
     return out
 
 

@@ -8,7 +8,7 @@ a manifest.
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from edgekd.distill.heads import HeadShape, head_shape
 from edgekd.distill.load_models import backbone_dtype, load_student, load_teacher
 from edgekd.distill.losses import LossOptions
 from edgekd.distill.model import DistillModel, OnlineTeacher, Teacher, compile_layers
+from edgekd.distill.on_policy import StudentWriter
 from edgekd.distill.packing import Row, cut, pack
 from edgekd.distill.recipe import Job, Recipe
 from edgekd.distill.save import Lineage, save_student, source_of
@@ -39,6 +40,7 @@ from edgekd.distill.trainer import (
 )
 from edgekd.distill.training_log import Report, fastest_step_s, last_figures
 from edgekd.distill.vocabulary import common_vocabulary
+from edgekd.errors import RecipeError
 from edgekd.export.checkpoint import Checkpoint, read_licence
 from edgekd.export.export_model import as_checkpoint
 from edgekd.export.plan import make_plan
@@ -50,6 +52,8 @@ from edgekd.runtime.tokenizer import FileTokenizer
 # Below this divergence bf16 heads cost more than a tenth of the gradient's direction:
 # benchmarks/results/head_precision.json.
 BF16_HEADS_ABOVE_NATS = 0.5
+COLD_START_NATS = 2.0
+_COLD_START_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,8 @@ def distill(
         work = out.with_name(f".{out.name}.checkpoints")
         model = _make_model(pupil, master, text, job.recipe)
         trainer = _make_trainer(model, pupil, text, work, job.recipe)
+        trainer.writer = _make_writer(text, job.recipe, tokenizer)
+        _check_cold_start(trainer, text, job.recipe)
         _train(trainer, resume, out, work, progress)
         if job.eval_data and not _was_just_evaluated(trainer):
             trainer.evaluate()
@@ -216,6 +222,45 @@ def _make_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _make_writer(text: _Text, recipe: Recipe, tokenizer: FileTokenizer) -> StudentWriter | None:
+    if recipe.on_policy == 0:
+        return None
+    offset = len(text.samples)
+    held_out = [
+        replace(row, samples=[index + offset for index in row.samples])
+        for row in text.held_out_rows
+    ]
+    return StudentWriter(
+        samples=[*text.samples, *text.held_out],
+        rows=[*text.rows, *held_out],
+        fraction=recipe.on_policy,
+        new_tokens=min(recipe.on_policy_tokens, recipe.row_tokens - 1),
+        plain_prompt_tokens=recipe.on_policy_prompt_tokens,
+        row_tokens=recipe.row_tokens,
+        temperature=recipe.temperature,
+        stop_ids=tokenizer.stop_ids,
+    )
+
+
+def _check_cold_start(trainer: DistillTrainer, text: _Text, recipe: Recipe) -> None:
+    """Refuse on-policy training of a student whose text is not worth scoring.
+
+    Raises:
+        RecipeError: it is too far from its teacher on the first rows of the data.
+    """
+    if trainer.writer is None or recipe.force:
+        return
+    writer, trainer.writer = trainer.writer, None
+    kl = trainer.evaluate(text.rows[:_COLD_START_ROWS], metric_key_prefix="start")["start_kl_nats"]
+    trainer.writer = writer
+    if kl > COLD_START_NATS:
+        raise RecipeError(
+            f"the student is {kl:.2f} nats per token from its teacher, more than "
+            f"{COLD_START_NATS}: what it writes is not worth scoring; train it on fixed data first "
+            "(on_policy 0), or give --force"
+        )
 
 
 def _training_arguments(work: Path, recipe: Recipe, *, has_held_out: bool) -> TrainingArguments:

@@ -80,14 +80,14 @@ class DistillModel(nn.Module):
         self.options = options
         self._teacher = (teacher,)  # in a tuple: no submodule, so neither trained nor saved
         self._vocab_size = vocab_size
-        self._dtype = dtype
+        self.dtype = dtype
 
     def forward(self, is_held_out: bool = False, **batch: torch.Tensor) -> LossParts | HeldOut:
         """Return the summed loss over all learned positions of ``batch``, or its figures."""
         labels_BT = batch["shift_labels"]
         is_learned_BT = labels_BT != -100
         device = labels_BT.device.type
-        with torch.autocast(device, self._dtype, enabled=self._dtype != torch.float32):
+        with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
             hidden_BTH = self.student.get_decoder()(**backbone_inputs(batch)).last_hidden_state
         student_NH, labels_N = hidden_BTH[is_learned_BT], labels_BT[is_learned_BT]
         teacher = self._teacher[0]

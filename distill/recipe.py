@@ -68,6 +68,10 @@ class Recipe:
     teacher_memory_gb: float | None = _setting(
         None, "Most memory for the teacher's layers; the others are fetched as needed."
     )
+    on_policy: float = _setting(0.0, "Share of the tokens that the student writes itself.")
+    on_policy_tokens: int = _setting(64, "Longest continuation that it writes.")
+    on_policy_prompt_tokens: int = _setting(32, "Of text without a prompt, given to continue.")
+    force: bool = _setting(False, "Go on where a check says stop.")
     eval_steps: int = _setting(0, "Steps between evaluations on --eval-data; 0: at the end.")
     patience: int = _setting(0, "Stop after so many evaluations without a better KL; 0: never.")
     report_to: str = _setting("none", "tensorboard, wandb, trackio or others; commas between.")
@@ -110,6 +114,8 @@ class Recipe:
             "accumulation_steps",
             "save_steps",
             "lora_rank",
+            "on_policy_tokens",
+            "on_policy_prompt_tokens",
             *lowest,
         )
         faults = [
@@ -122,6 +128,8 @@ class Recipe:
                 faults.append(f"{name} {getattr(self, name)} must be above 0")
         if not 0 <= self.hard_label_weight <= 1:
             faults.append(f"hard_label_weight {self.hard_label_weight} must lie in 0..1")
+        if not 0 <= self.on_policy <= 1:
+            faults.append(f"on_policy {self.on_policy} must lie in 0..1")
         if not 0 < self.mix < 1:
             faults.append(f"mix {self.mix} must lie between 0 and 1")
         if self.chunk_tokens is not None and self.chunk_tokens < 1:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,23 @@ from transformers import Trainer, TrainerCallback
 
 from edgekd.distill.losses import LossParts
 from edgekd.distill.model import HeldOut
+from edgekd.distill.on_policy import StudentWriter, n_learned
 from edgekd.distill.packing import Row
 from edgekd.export.blocks import GridName, fake_quantize
 
 _COMPLETE = "complete.json"
 _WEIGHTS = "trained.safetensors"
 _PREFIX = "student."
+_N_WRITTEN_ROWS = 4
 
 
 class DistillTrainer(Trainer):  # type: ignore[misc]
     """Trainer that logs the divergence, measures held-out text and saves what is trained."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Pass everything on to Trainer."""
+    def __init__(self, *args: Any, writer: StudentWriter | None = None, **kwargs: Any) -> None:
+        """Pass everything on to Trainer; with a ``writer`` the student writes some of the data."""
         super().__init__(*args, **kwargs)
+        self.writer = writer
         self.model_accepts_loss_kwargs = True  # the loss is divided by the window's token count
         self._sums = torch.zeros(3, dtype=torch.float64)
 
@@ -38,14 +42,33 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
     ) -> Any:
         """Return the loss per learned token of the whole optimizer window, all ranks together."""
         parts: LossParts = model(**inputs)
-        n_learned = (inputs["shift_labels"] != -100).sum()
-        sums = [parts.divergence_nats.detach(), parts.cross_entropy_nats.detach(), n_learned]
+        n_tokens = (inputs["shift_labels"] != -100).sum()
+        sums = [parts.divergence_nats.detach(), parts.cross_entropy_nats.detach(), n_tokens]
         self._sums += torch.stack(sums).double().cpu()
-        denominator = n_learned if num_items_in_batch is None else num_items_in_batch
+        denominator = n_tokens if num_items_in_batch is None else num_items_in_batch
         loss = parts.loss / denominator
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             loss = loss * self.accelerator.num_processes  # DDP averages what should be summed
         return (loss, parts) if return_outputs else loss
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the batches of one optimizer step, some written by the student, and their size."""
+        batches, n_items = super().get_batch_samples(*args, **kwargs)
+        if self.writer is None or not batches:
+            return batches, n_items
+        batches = [self._perhaps_written(batch) for batch in batches]
+        return batches, self._get_num_items_in_batch(batches, self.args.device)
+
+    def _perhaps_written(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        assert self.writer is not None
+        is_due = self.writer.is_due()
+        if is_due:
+            student = self.accelerator.unwrap_model(self.model_wrapped).student
+            with self._autocast():
+                rows = self.writer.write(student, batch["row_numbers"].tolist())
+            batch = collate(rows)
+        self.writer.count(n_learned(batch), is_written=is_due)
+        return batch
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add divergence and cross entropy per token since the last log, over all ranks."""
@@ -77,11 +100,36 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
             f"{metric_key_prefix}_perplexity": math.exp(cross_entropy / n),
             f"{metric_key_prefix}_top1_agreement": n_same / n,
         }
+        if self.writer is not None:
+            metrics[f"{metric_key_prefix}_reverse_kl_nats"] = self._written_reverse_kl()
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         return metrics
+
+    def _written_reverse_kl(self) -> float:
+        """Return KL(student || teacher) per token on what the student writes for held-out prompts.
+
+        The same random numbers each time, and none of them taken from training.
+        """
+        assert self.writer is not None
+        model = self.accelerator.unwrap_model(self.model_wrapped)
+        numbers = [row.number for row in self.eval_dataset][:_N_WRITTEN_ROWS]
+        with torch.random.fork_rng(), self._autocast():
+            torch.manual_seed(self.args.seed)
+            rows = self.writer.write(model.student, numbers)
+        before = model.options
+        model.options = replace(
+            before, divergence="reverse_kl", temperature=1.0, hard_label_weight=0.0
+        )
+        parts = model(**self._prepare_inputs(collate(rows)))
+        model.options = before
+        return float(parts.divergence_nats) / n_learned(collate(rows))
+
+    def _autocast(self) -> Any:
+        dtype = self.accelerator.unwrap_model(self.model_wrapped).dtype
+        return torch.autocast(self.args.device.type, dtype, enabled=dtype != torch.float32)
 
     def trained_weights(self) -> dict[str, torch.Tensor]:
         """Return the weights that are trained, gathered from all ranks, under student names.

@@ -6,7 +6,7 @@ Nothing heavy is imported before a command runs, so ``--help`` stays instant.
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -17,6 +17,7 @@ from edgekd.cli_options import (
     Quiet,
     Revision,
     Threads,
+    is_first_rank,
     need,
     parse_count,
     parse_layers,
@@ -31,8 +32,6 @@ cache_app = typer.Typer(invoke_without_command=True)
 app.add_typer(cache_app, name="cache")
 devices_app = typer.Typer(no_args_is_help=True, help="What this machine is.")
 app.add_typer(devices_app, name="devices")
-
-_CALIBRATION_DOCUMENTS = 64
 
 
 @app.command()
@@ -69,44 +68,55 @@ def demo(
 def prune(
     model: Model,
     out: Annotated[Path, typer.Option(help="Folder to write.")],
-    layers: Annotated[int | None, typer.Option(help="How many layers to keep.")] = None,
-    params: Annotated[str | None, typer.Option(help="Largest size, such as 90M.")] = None,
-    keep: Annotated[str | None, typer.Option(help="The layers to keep, such as 0,1,5.")] = None,
     data: Annotated[list[str] | None, typer.Option(help="Calibration text.")] = None,
+    params: Annotated[str | None, typer.Option(help="Largest size, such as 90M.")] = None,
+    by: Annotated[
+        Literal["depth", "width", "both"], typer.Option(help="How --params is reached.")
+    ] = "depth",
+    layers: Annotated[int | None, typer.Option(help="How many layers to keep.")] = None,
+    hidden: Annotated[int | None, typer.Option(help="Hidden channels to keep.")] = None,
+    neurons: Annotated[int | None, typer.Option(help="MLP neurons of a layer to keep.")] = None,
+    kv_heads: Annotated[int | None, typer.Option(help="Key-value heads to keep.")] = None,
+    keep: Annotated[str | None, typer.Option(help="The layers to keep, such as 0,1,5.")] = None,
+    tokens_of: Annotated[
+        list[str] | None, typer.Option(help="Text whose tokens to keep; trims the vocabulary.")
+    ] = None,
     revision: Revision = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Carve a shallower student out of MODEL, by block influence or by an explicit list."""
-    if sum(option is not None for option in (layers, params, keep)) != 1:
-        raise typer.BadParameter("give one of --layers, --params, --keep")
-    if keep is None and not data:
-        raise typer.BadParameter("block influence needs --data; or name layers with --keep")
+    """Carve a smaller student out of MODEL: fewer layers, narrower ones, fewer tokens.
+
+    Trim the vocabulary first: the trimmed teacher then teaches the students carved out of it.
+    """
+    counts = {"layers": layers, "hidden": hidden, "neurons": neurons, "groups": kv_heads}
+    given = {name: count for name, count in counts.items() if count is not None}
+    if sum(map(bool, (given, params, keep, tokens_of))) != 1:
+        raise typer.BadParameter(
+            "give one of --params, --keep, --tokens-of, or some of --layers, --hidden, --neurons, "
+            "--kv-heads"
+        )
+    if not (keep or tokens_of or data):
+        raise typer.BadParameter("importance needs --data; or name layers with --keep")
     need("distill", "torch", "transformers", "gguf")
     need("export", "onnx")
-    from edgekd.distill.data import read_documents
-    from edgekd.distill.prune import block_influence, choose_layers, layers_within, write_pruned
+    from edgekd.distill.carve import carve
     from edgekd.export.export_model import as_checkpoint
-    from edgekd.runtime.chat_template import read_chat_template
-    from edgekd.runtime.tokenizer import FileTokenizer
 
     with as_checkpoint(model, revision) as checkpoint:
-        influence = None
-        if keep is not None:
-            chosen = parse_layers(keep)
-        else:
-            tokenizer = FileTokenizer(checkpoint.folder)
-            documents = read_documents(data or [], tokenizer, read_chat_template(checkpoint.folder))
-            influence = block_influence(
-                checkpoint, documents[:_CALIBRATION_DOCUMENTS], make_progress(quiet)
-            )
-            n_keep = layers or layers_within(checkpoint, parse_count(params or ""))
-            chosen = choose_layers(influence, n_keep)
-        write_pruned(checkpoint, chosen, out)
-        report = {"path": str(out), "kept_layers": chosen, "block_influence": influence}
-        print_result(
-            report, as_json, f"{out}: kept {len(chosen)} of {checkpoint.n_layers} layers: {chosen}"
+        report = carve(
+            checkpoint,
+            out,
+            data=data or [],
+            max_params=parse_count(params) if params else None,
+            way=by,
+            counts=given,
+            layers=parse_layers(keep) if keep else None,
+            tokens_of=tokens_of or [],
+            progress=make_progress(quiet),
         )
+    text = f"{out}: {report['n_parameters']:,} of {report['n_parameters_before']:,} parameters"
+    print_result(report, as_json, text)
 
 
 @cache_app.callback()
@@ -227,9 +237,10 @@ def distill(
         resume=resume,
         revision=revision,
         student_revision=student_revision,
-        progress=make_progress(quiet),
+        progress=make_progress(quiet or not is_first_rank()),
     )
-    print_result(report, as_json, f"{out}: {report['steps']} steps, last {report['last']}")
+    if is_first_rank():
+        print_result(report, as_json, f"{out}: {report['steps']} steps, last {report['last']}")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Annotated, Any
@@ -69,6 +70,11 @@ def parse_count(text: str) -> int:
         return int(float(text[:-1] if scale > 1 else text) * scale)
     except ValueError:
         raise typer.BadParameter(f"{text!r} is no size such as 90M") from None
+
+
+def is_first_rank() -> bool:
+    """Whether this process speaks for all that torchrun or accelerate launch started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def print_result(document: Any, as_json: bool, text: str) -> None:

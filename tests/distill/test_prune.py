@@ -4,23 +4,55 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from edgekd.distill.data import read_documents
-from edgekd.distill.prune import block_influence, choose_layers, layers_within, write_pruned
+from edgekd.distill.data import Document, read_documents
+from edgekd.distill.importance import measure_importance
+from edgekd.distill.prune import write_pruned
+from edgekd.distill.student_shape import (
+    Kept,
+    Sizes,
+    choose,
+    choose_layers,
+    count_parameters,
+    sizes_of,
+    sizes_within,
+)
 from edgekd.errors import RecipeError
-from edgekd.export.checkpoint import Checkpoint
+from edgekd.export.checkpoint import Checkpoint, open_checkpoint
+from edgekd.export.export_model import export_model
 from edgekd.runtime.tokenizer import FileTokenizer
-from tests.conftest import TEXTS
+from tests.conftest import TEXTS, save_tiny_model
+
+
+@pytest.fixture
+def documents(tiny: Checkpoint, tmp_path: Path) -> list[Document]:
+    (tmp_path / "text").write_text(TEXTS[0])
+    return read_documents([str(tmp_path / "text")], FileTokenizer(tiny.folder), None)
 
 
 def test_influence_is_one_minus_the_cosine_of_hidden_states(
-    tiny: Checkpoint, tmp_path: Path
+    tiny: Checkpoint, documents: list[Document]
 ) -> None:
-    (tmp_path / "text").write_text(TEXTS[0])
-    documents = read_documents([str(tmp_path / "text")], FileTokenizer(tiny.folder), None)
     model = AutoModelForCausalLM.from_pretrained(tiny.folder, dtype=torch.float32)
     states = model(torch.tensor([documents[0].ids]), output_hidden_states=True).hidden_states
     expected = 1 - torch.nn.functional.cosine_similarity(states[0], states[1], dim=-1).mean().item()
-    assert block_influence(tiny, documents)[0] == pytest.approx(expected, abs=1e-6)
+    found = measure_importance(tiny, documents)
+    assert found.layers_L[0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_parts_that_do_nothing_are_the_least_important(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.up_proj.weight[5] = 0  # neuron 5
+            layer.self_attn.v_proj.weight[16:] = 0  # group 1 of 2
+            layer.input_layernorm.weight[7] = 0  # hidden channel 7
+            layer.post_attention_layernorm.weight[7] = 0
+    model.save_pretrained(folder)
+    found = measure_importance(open_checkpoint(folder), [Document([3, 50, 90, 7], [True] * 4)])
+    assert found.neurons_LI.argmin(1).tolist() == [5, 5, 5]
+    assert found.groups_LG.argmin(1).tolist() == [1, 1, 1]
+    assert found.hidden_H.argmin() == 7
 
 
 def test_the_least_influential_layers_go_first() -> None:
@@ -32,16 +64,59 @@ def test_the_least_influential_layers_go_first() -> None:
 def test_a_pruned_student_is_a_plain_checkpoint_with_the_kept_layers(
     tiny: Checkpoint, tmp_path: Path
 ) -> None:
-    write_pruned(tiny, [0, 2], tmp_path / "student")
+    write_pruned(tiny, Kept([0, 2]), tmp_path / "student")
     student = AutoModelForCausalLM.from_pretrained(tmp_path / "student", dtype=torch.float32)
     assert len(student.model.layers) == 2
     kept = student.model.layers[1].mlp.up_proj.weight
     assert kept.equal(tiny.tensor("model.layers.2.mlp.up_proj.weight"))
 
 
-def test_a_parameter_budget_becomes_a_number_of_layers(tiny: Checkpoint) -> None:
-    total = sum(torch.Size(tiny.shape(name)).numel() for name in tiny.shard_of)
-    assert layers_within(tiny, total) == 3
-    assert layers_within(tiny, total - 1) == 2
-    with pytest.raises(RecipeError, match="hold no layer"):
-        layers_within(tiny, 10)
+@pytest.mark.parametrize("layers", [[], [2, 0], [0, 0], [3], [-1]])
+def test_layers_that_are_no_choice_are_refused(
+    layers: list[int], tiny: Checkpoint, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match="no ascending choice"):
+        write_pruned(tiny, Kept(layers), tmp_path / "student")
+
+
+def test_dropping_parts_that_do_nothing_changes_no_logit(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.down_proj.weight[:, 32:] = 0
+            layer.self_attn.o_proj.weight[:, 32:] = 0  # heads 2 and 3, group 1
+    model.save_pretrained(folder)
+    neurons = [list(range(32))] * 3
+    kept = Kept([0, 1, 2], None, neurons, [[0]] * 3)
+    write_pruned(open_checkpoint(folder), kept, tmp_path / "student")
+    student = AutoModelForCausalLM.from_pretrained(tmp_path / "student", dtype=torch.float32)
+    assert student.config.num_attention_heads == 2 and student.config.head_dim == 16
+    ids = torch.tensor([[5, 9, 33, 120]])
+    torch.testing.assert_close(student(ids).logits, model(ids).logits)
+
+
+def test_a_narrow_student_runs_everywhere(
+    tiny: Checkpoint, documents: list[Document], tmp_path: Path
+) -> None:
+    sizes = Sizes(layers=2, hidden=32, neurons=96, groups=1)
+    kept = choose(measure_importance(tiny, documents), sizes)
+    write_pruned(tiny, kept, tmp_path / "student")
+    student = open_checkpoint(tmp_path / "student")
+    assert sizes_of(student) == sizes
+    assert student.n_parameters == count_parameters(tiny, sizes)
+    report = export_model(str(student.folder), "gguf", tmp_path / "student.gguf", quant="q4_0")
+    assert report["arithmetic"]["kl_nats"] < 0.02
+
+
+@pytest.mark.parametrize("way", ["depth", "width", "both"])
+def test_a_parameter_budget_is_kept_and_used(way: str, tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "model", n_layers=8, hidden_size=256, intermediate_size=768)
+    checkpoint = open_checkpoint(folder)
+    full = checkpoint.n_parameters
+    assert sizes_within(checkpoint, full, way) == sizes_of(checkpoint)  # type: ignore[arg-type]
+    sizes = sizes_within(checkpoint, int(0.7 * full), way)  # type: ignore[arg-type]
+    assert 0.55 * full < count_parameters(checkpoint, sizes) <= 0.7 * full
+    assert (sizes.layers == 8) == (way == "width") and (sizes.hidden == 256) == (way == "depth")
+    with pytest.raises(RecipeError, match="too few"):
+        sizes_within(checkpoint, 10, way)  # type: ignore[arg-type]
