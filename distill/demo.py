@@ -14,6 +14,7 @@ from edgekd.distill.demo_teacher import fetch_teacher
 from edgekd.distill.demo_text import make_questions, write_corpus
 from edgekd.distill.distill import distill
 from edgekd.distill.importance import measure_importance
+from edgekd.distill.load_models import can_compile
 from edgekd.distill.prune import write_pruned
 from edgekd.distill.recipe import Job, Recipe
 from edgekd.distill.student_shape import Kept, choose_layers
@@ -119,7 +120,11 @@ def _prune(stage: _Stage) -> Path:
 def _fit_recipe(stage: _Stage, pruned: Path, minutes: float) -> Recipe:
     """Return a recipe whose steps fill their share of the budget, from a short timed run."""
     probe = Recipe(
-        steps=_PROBE_STEPS, row_tokens=_ROW_TOKENS, learning_rate=2e-4, save_steps=10_000
+        steps=_PROBE_STEPS,
+        row_tokens=_ROW_TOKENS,
+        learning_rate=2e-4,
+        save_steps=10_000,
+        compile="full" if can_compile() else "none",
     )
     folder, report = stage.train(pruned, "probe", probe)
     shutil.rmtree(folder)

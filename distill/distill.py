@@ -24,7 +24,12 @@ from edgekd.distill.cache_format import LogitCache
 from edgekd.distill.cached_teacher import CachedTeacher, check_recipe, check_vocabulary
 from edgekd.distill.data import Document, read_documents
 from edgekd.distill.heads import HeadShape, head_shape
-from edgekd.distill.load_models import backbone_dtype, load_student, load_teacher
+from edgekd.distill.load_models import (
+    backbone_dtype,
+    load_student,
+    load_teacher,
+    what_to_compile,
+)
 from edgekd.distill.losses import LossOptions
 from edgekd.distill.model import DistillModel, OnlineTeacher, Teacher, compile_layers
 from edgekd.distill.on_policy import StudentWriter
@@ -181,9 +186,9 @@ def _make_model(pupil: Checkpoint, master: _Master, text: _Text, recipe: Recipe)
         head_precision="fp32" if recipe.head_precision == "fp32" else "bf16",
         student_shape=head_shape(student.config),
         teacher_shape=shape,
-        compiled=recipe.compile != "none",
+        compiled=what_to_compile(recipe) != "none",
     )
-    if recipe.compile == "full":
+    if what_to_compile(recipe) == "full":
         compile_layers(student)
     dtype = backbone_dtype(recipe.precision)
     return DistillModel(student, teacher, master.vocab_size, options, dtype)
@@ -197,7 +202,7 @@ def _make_teacher(master: _Master, text: _Text, recipe: Recipe) -> tuple[Teacher
         return CachedTeacher(master.cache, packed, recipe.temperature), HeadShape()
     assert master.checkpoint is not None
     model, is_placed = load_teacher(master.checkpoint, recipe)
-    if recipe.compile == "full" and not is_placed:
+    if what_to_compile(recipe) == "full" and not is_placed:
         compile_layers(model)
     return OnlineTeacher(model, master.vocab_size, is_placed=is_placed), head_shape(model.config)
 
@@ -294,6 +299,8 @@ def _training_arguments(work: Path, recipe: Recipe, *, has_held_out: bool) -> Tr
         seed=recipe.seed,
         disable_tqdm=True,
         report_to=recipe.report_to.split(","),
+        ddp_find_unused_parameters=False,
+        use_cpu=not torch.accelerator.is_available(),  # else torchrun's processes stay strangers
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         **evaluation,

@@ -56,8 +56,8 @@ class Recipe:
         "fp32", "Of the products with the heads; auto: bf16 while the divergence is large."
     )
     chunk_tokens: int | None = _setting(None, "Tokens whose logits exist at a time.")
-    compile: Literal["none", "loss", "full"] = _setting(
-        "none", "torch.compile the loss, or the decoder layers too; takes a minute to begin."
+    compile: Literal["auto", "none", "loss", "full"] = _setting(
+        "auto", "torch.compile the loss, or the layers too; auto: full where the run is long."
     )
     gradient_checkpointing: bool = _setting(False, "Recompute activations: slower, smaller.")
     adapter: Literal["none", "lora"] = _setting("none", "lora trains low-rank updates only.")

@@ -99,7 +99,9 @@ def _job(teacher: Path, tmp_path: Path, **changes: object) -> Job:
 
 
 def test_the_reverse_kl_of_what_the_student_writes_falls(tiny_folder: Path, tmp_path: Path) -> None:
-    distill(_job(tiny_folder, tmp_path, steps=24, eval_steps=8), tmp_path / "out")
+    distill(
+        _job(tiny_folder, tmp_path, steps=24, eval_steps=8, learning_rate=1e-2), tmp_path / "out"
+    )
     log = [
         json.loads(x) for x in (tmp_path / "out" / "training_log.jsonl").read_text().splitlines()
     ]
