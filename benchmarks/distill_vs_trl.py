@@ -11,15 +11,14 @@ the rate this machine reaches on a large one. Not measured: on-policy data, othe
 """
 
 import argparse
-import json
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from record import record
+from turns import take_turns, turn_callback
 
 ARMS = ("edgekd, bf16 heads", "edgekd, fp32 heads", "trl", "trl, torch_compile")
 N_STEPS, N_WARM_UP = 20, 4
@@ -58,30 +57,6 @@ def training_settings(folder: str) -> dict[str, Any]:
     }
 
 
-def make_callback() -> Any:
-    """Return a callback that waits for its turn before each step and reports after it."""
-    from transformers import TrainerCallback
-
-    from edgekd.devices.memory import peak_rss_bytes
-
-    class TakeTurns(TrainerCallback):  # type: ignore[misc]
-        start_s = 0.0
-
-        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-            sys.stdin.readline()
-            self.start_s = time.perf_counter()
-
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            self.seconds = time.perf_counter() - self.start_s
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kw: Any) -> None:
-            if "loss" in logs:
-                step = {"seconds": self.seconds, "loss": logs["loss"]}
-                print(json.dumps(step | {"peak_rss_bytes": peak_rss_bytes()}), flush=True)
-
-    return TakeTurns()
-
-
 def run_ours(arm: str, teacher: Path, student: Path, text: Path, folder: str) -> None:
     """Train with edgekd."""
     import torch
@@ -111,7 +86,7 @@ def run_ours(arm: str, teacher: Path, student: Path, text: Path, folder: str) ->
         args=TrainingArguments(**training_settings(folder)),
         train_dataset=pack(rows, ROW_TOKENS),
         data_collator=collate,
-        callbacks=[make_callback()],
+        callbacks=[turn_callback()],
     )
     trainer.train()
 
@@ -150,34 +125,9 @@ def run_trl(arm: str, teacher: Path, student: Path, text: Path, folder: str) -> 
         train_dataset=Dataset.from_list(rows),
         data_collator=collate,
         processing_class=PreTrainedTokenizerFast.from_pretrained(student),
-        callbacks=[make_callback()],
+        callbacks=[turn_callback()],
     )
     trainer.train()
-
-
-def take_turns(arguments: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
-    """Return what every arm reports for each of its steps."""
-    paths = [str(arguments.teacher), str(arguments.student), str(arguments.text)]
-    workers = {}
-    for arm in ARMS:
-        command = [sys.executable, __file__, "--worker", arm, *paths_as_options(paths)]
-        workers[arm] = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=sys.stderr, text=True
-        )
-    steps: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
-    for number in range(N_STEPS):
-        for arm, worker in workers.items():
-            assert worker.stdin and worker.stdout
-            print("go", file=worker.stdin, flush=True)
-            line = worker.stdout.readline()
-            while line and not line.startswith('{"seconds"'):
-                line = worker.stdout.readline()
-            if line:
-                steps[arm].append(json.loads(line))
-                print(number + 1, arm, line.strip(), file=sys.stderr)
-    for worker in workers.values():
-        worker.communicate()
-    return steps
 
 
 def paths_as_options(paths: list[str]) -> list[str]:
@@ -266,7 +216,11 @@ def main() -> None:
             run(arguments.worker, arguments.teacher, arguments.student, arguments.text, folder)
         return
     ceiling = gemm_ceiling(arguments.teacher, arguments.student)
-    rows = summarise(take_turns(arguments))
+    paths = [str(arguments.teacher), str(arguments.student), str(arguments.text)]
+    commands = {
+        arm: [sys.executable, __file__, "--worker", arm, *paths_as_options(paths)] for arm in ARMS
+    }
+    rows = summarise(take_turns(commands, N_STEPS))
     record({"rows": rows, "gemm_ceiling": ceiling, "batch": [BATCH, ROW_TOKENS]}, arguments.out)
 
 

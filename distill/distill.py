@@ -34,6 +34,14 @@ from edgekd.distill.losses import LossOptions
 from edgekd.distill.model import DistillModel, OnlineTeacher, Teacher, compile_layers
 from edgekd.distill.on_policy import StudentWriter
 from edgekd.distill.packing import Row, cut, pack
+from edgekd.distill.preflight import (
+    Machine,
+    Plan,
+    check_fits,
+    named_machine,
+    plan_run,
+    this_machine,
+)
 from edgekd.distill.recipe import Job, Recipe
 from edgekd.distill.save import Lineage, save_student, source_of
 from edgekd.distill.trainer import (
@@ -78,9 +86,12 @@ def distill(
     resume: bool = False,
     revision: str | None = None,
     student_revision: str | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train the student of ``job`` to follow its teacher and write it to ``out``.
+
+    ``callbacks`` are transformers' and see every step.
 
     Raises:
         ModelError: a model cannot be read.
@@ -95,11 +106,15 @@ def distill(
     ):
         tokenizer = FileTokenizer(pupil.folder)
         text = _read_text(job, pupil, tokenizer)
+        machine = this_machine(with_speed=False)
+        check_fits(_plan(job, pupil, master, machine), job.recipe.force)
         n_documents, n_rows = len(text.samples), len(text.rows)
         progress.say(f"{n_documents} samples, {n_rows} rows of {job.recipe.row_tokens} tokens")
         work = out.with_name(f".{out.name}.checkpoints")
         model = _make_model(pupil, master, text, job.recipe)
         trainer = _make_trainer(model, pupil, text, work, job.recipe)
+        for callback in callbacks:
+            trainer.add_callback(callback)
         trainer.writer = _make_writer(text, job.recipe, tokenizer)
         _check_cold_start(trainer, text, job.recipe)
         _train(trainer, resume, out, work, progress)
@@ -116,6 +131,33 @@ def distill(
         "last": last_figures(log, "loss"),
         "held_out": last_figures(log, "eval_kl_nats"),
     }
+
+
+def plan(
+    job: Job,
+    *,
+    gpus: str | None = None,
+    revision: str | None = None,
+    student_revision: str | None = None,
+) -> Plan:
+    """Return what ``job`` needs, here or on the machine called ``gpus``; nothing is trained.
+
+    Raises:
+        ModelError: a model cannot be read.
+        RecipeError: the machine is unknown.
+    """
+    machine = named_machine(gpus) if gpus else this_machine(with_speed=True)
+    with (
+        as_checkpoint(job.student, student_revision) as pupil,
+        _open_teacher(job, pupil, revision) as master,
+    ):
+        return _plan(job, pupil, master, machine)
+
+
+def _plan(job: Job, pupil: Checkpoint, master: "_Master", machine: Machine) -> Plan:
+    teacher = None if job.recipe.hard_label_weight == 1 else master.checkpoint
+    is_cached = master.cache is not None
+    return plan_run(job.recipe, pupil, teacher, master.vocab_size, machine, is_cached=is_cached)
 
 
 @dataclass(frozen=True)

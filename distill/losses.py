@@ -329,7 +329,13 @@ def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
         total[slab] += left[slab] @ right
 
 
+def chunk_tokens_of(asked: int | None, compiled: bool) -> int:
+    """Return how many tokens' logits exist at a time on a CPU."""
+    return asked or (_COMPILED_CHUNK_TOKENS if compiled else _PLAIN_CHUNK_TOKENS)
+
+
 def _chunks(hidden_NH: torch.Tensor, options: LossOptions) -> list[slice]:
-    on_cpu = _COMPILED_CHUNK_TOKENS if options.compiled else _PLAIN_CHUNK_TOKENS
-    size = options.chunk_tokens or (_GPU_CHUNK_TOKENS if hidden_NH.is_cuda else on_cpu)
+    size = chunk_tokens_of(options.chunk_tokens, options.compiled)
+    if hidden_NH.is_cuda and options.chunk_tokens is None:
+        size = _GPU_CHUNK_TOKENS
     return [slice(start, start + size) for start in range(0, len(hidden_NH), size)]

@@ -6,7 +6,19 @@ import sys
 from pathlib import Path
 
 COMMANDS = (
-    ["demo", "prune", "cache", "distill", "export", "verify", "bench", "serve", "chat", "doctor"],
+    [
+        "demo",
+        "prune",
+        "cache",
+        "answer",
+        "distill",
+        "export",
+        "verify",
+        "bench",
+        "serve",
+        "chat",
+        "doctor",
+    ],
     [["cache", "inspect"], ["devices", "detect"]],
 )
 TARGET = Path(__file__).parents[1] / "docs" / "cli.md"

@@ -6,7 +6,7 @@ Nothing heavy is imported before a command runs, so ``--help`` stays instant.
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -26,6 +26,10 @@ from edgekd.cli_options import (
 )
 from edgekd.errors import EdgekdError
 from edgekd.progress import make_progress
+
+if TYPE_CHECKING:
+    from edgekd.distill.cache_source import Endpoint
+    from edgekd.distill.preflight import Plan
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 cache_app = typer.Typer(invoke_without_command=True)
@@ -151,8 +155,6 @@ def cache(
     need("distill", "torch", "transformers", "gguf")
     need("export", "onnx")
     from edgekd.distill.cache import CaptureSettings, capture
-    from edgekd.distill.cache_source import Endpoint
-    from edgekd.runtime.server import read_key
 
     settings = CaptureSettings(
         row_tokens=row_tokens,
@@ -161,12 +163,8 @@ def cache(
         tail_samples=tail_samples,
         seed=seed,
     )
-    source: str | Endpoint = teacher
-    if teacher.startswith(("http://", "https://")):
-        key = read_key(api_key_file) if api_key_file else None
-        source = Endpoint(teacher, model or "default", key)
     report = capture(
-        source,
+        _teacher(teacher, model, api_key_file),
         data,
         out,
         settings,
@@ -194,7 +192,7 @@ def cache_inspect(
 @app.command()
 @with_recipe_options
 def distill(
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write.")] = None,
     teacher: Annotated[str | None, typer.Option(help="HF folder, hub id or .gguf file.")] = None,
     student: Annotated[str | None, typer.Option(help="HF folder, hub id or .gguf file.")] = None,
     data: Annotated[
@@ -210,6 +208,12 @@ def distill(
         Path | None, typer.Option(help="TOML file with settings; options here go over it.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after a kill.")] = False,
+    only_plan: Annotated[
+        bool, typer.Option("--plan", help="Say what the run needs, and train nothing.")
+    ] = False,
+    gpus: Annotated[
+        str | None, typer.Option(help="Plan for another machine, such as 8xH100-80GB.")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Of the teacher, a hub id.")] = None,
     student_revision: Annotated[str | None, typer.Option(help="Of the student.")] = None,
     as_json: Json = False,
@@ -230,7 +234,14 @@ def distill(
     need("distill", "torch", "transformers", "accelerate", "gguf")
     need("export", "onnx")
     from edgekd.distill.distill import distill as run_distillation
+    from edgekd.distill.distill import plan
 
+    if only_plan or gpus:
+        found = plan(job, gpus=gpus, revision=revision, student_revision=student_revision)
+        print_result(found.as_dict(), as_json, _plan_summary(found))
+        return
+    if out is None:
+        raise typer.BadParameter("give --out")
     report = run_distillation(
         job,
         out,
@@ -431,6 +442,80 @@ def main() -> None:
         app()
     except EdgekdError as error:
         raise SystemExit(f"edgekd: {error}") from error
+
+
+@app.command()
+def answer(
+    prompts: Annotated[Path, typer.Argument(help="JSONL with prompt or messages.")],
+    teacher: Annotated[
+        str, typer.Option(help="HF folder, hub id, .gguf file, or URL of an endpoint's /v1.")
+    ],
+    out: Annotated[Path, typer.Option(help="JSONL to append to.")],
+    model: Annotated[str | None, typer.Option(help="The model's name at the endpoint.")] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="File with its key.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 picks the likeliest token.")] = 0.0,
+    max_tokens: Annotated[int, typer.Option(help="Tokens in one answer.")] = 512,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    ctx: Context = 2048,
+    revision: Revision = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Have the teacher answer PROMPTS: data for sequence-level distillation; goes on after a kill.
+
+    The student learns it with distill --hard-label-weight 1; tokenizers may differ.
+    """
+    need("distill", "transformers")
+    from edgekd.distill.answers import write_answers
+    from edgekd.runtime.sampling import SamplingParams
+
+    n_answers = write_answers(
+        _teacher(teacher, model, api_key_file),
+        prompts,
+        out,
+        SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed),
+        context_tokens=ctx,
+        revision=revision,
+        progress=make_progress(quiet),
+    )
+    report = {"path": str(out), "answers": n_answers}
+    print_result(report, as_json, f"{out}: {n_answers} answers")
+
+
+def _teacher(name: str, model: str | None, api_key_file: Path | None) -> "str | Endpoint":
+    """Return what ``--teacher`` stands for: a model, or an endpoint at a URL."""
+    if not name.startswith(("http://", "https://")):
+        return name
+    from edgekd.distill.cache_source import Endpoint
+    from edgekd.runtime.server import read_key
+
+    return Endpoint(name, model or "default", read_key(api_key_file) if api_key_file else None)
+
+
+def _plan_summary(plan: "Plan") -> str:
+    from edgekd.units import format_bytes
+
+    rows = {
+        "process": plan.process_bytes,
+        "weights": plan.weights_bytes,
+        "optimizer": plan.optimizer_bytes,
+        "gradients": plan.gradients_bytes,
+        "teacher": plan.teacher_bytes,
+        "activations": plan.activations_bytes,
+        "loss": plan.loss_bytes,
+        "peak": plan.peak_bytes,
+        "available": plan.available_bytes,
+    }
+    verdict = "it fits" if plan.fits else "it does not fit: " + "; ".join(plan.advice)
+    return "\n".join(
+        [
+            f"student {plan.student_parameters:,} parameters, {plan.trained_parameters:,} trained; "
+            f"teacher {plan.teacher_parameters:,}",
+            *(f"  {name:12} {format_bytes(int(size)):>10}" for name, size in rows.items()),
+            f"about {plan.tokens_per_s:,.0f} tokens/s at {plan.flop_per_token / 1e9:.2f} GFLOP "
+            f"a token; estimated, {verdict}",
+        ]
+    )
 
 
 def _cache_summary(report: dict[str, Any]) -> str:

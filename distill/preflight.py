@@ -1,0 +1,337 @@
+"""``edgekd distill --plan``: what a run needs, before step one.
+
+Memory is counted, not guessed: weights, gradients and optimizer from the shapes, activations by
+running one decoder layer on tensors without storage and adding up what autograd would keep. Speed
+comes from half a second of matrix products on this machine, times the share of that rate that
+whole steps were measured to reach.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from edgekd.distill.load_models import backbone_dtype, what_to_compile
+from edgekd.distill.losses import chunk_tokens_of
+from edgekd.distill.recipe import Recipe
+from edgekd.errors import RecipeError
+from edgekd.export.checkpoint import Checkpoint
+from edgekd.units import format_bytes
+
+_FLOAT32, _BFLOAT16 = 4, 2
+_PROBE_S = 0.5
+# Of what autograd keeps in eager mode, compiled layers keep this share (activation budget 0.9);
+# of the products' rate, whole steps reach these: benchmarks/results/plan.json.
+_COMPILED_ACTIVATIONS = 0.45
+_EFFICIENCY = {"none": 0.40, "loss": 0.42, "full": 0.55}
+_PLAIN_LOSS_BUFFERS = 8  # temporaries of one chunk's logits without a compiler
+_COMPILER_BYTES = 250e6  # torch.compile itself, in this process
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Parts of the peak memory, and the work per token."""
+
+    student_parameters: int
+    trained_parameters: int
+    teacher_parameters: int
+    process_bytes: float
+    """Of the interpreter and its libraries, now."""
+    weights_bytes: float
+    gradients_bytes: float
+    optimizer_bytes: float
+    teacher_bytes: float
+    activations_bytes: float
+    loss_bytes: float
+    peak_bytes: float
+    available_bytes: float
+    flop_per_token: float
+    tokens_per_s: float
+    cache_bytes_per_token: float | None
+    advice: list[str]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak is below what this machine has."""
+        return self.peak_bytes <= self.available_bytes
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON values."""
+        return {**asdict(self), "fits": self.fits}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the run would be."""
+
+    name: str
+    memory_bytes: float
+    bf16_flops: float
+    fp32_flops: float
+    """Rates of large matrix products, in FLOP per second."""
+    n_devices: int = 1
+
+
+# Dense rates and memory from the makers' data sheets; whole steps reach a part of them.
+_GPUS = {
+    "H200-141GB": (141e9, 989e12, 494e12),
+    "H100-80GB": (80e9, 989e12, 494e12),
+    "A100-80GB": (80e9, 312e12, 156e12),
+    "A100-40GB": (40e9, 312e12, 156e12),
+    "L40S-48GB": (48e9, 362e12, 183e12),
+    "L4-24GB": (24e9, 121e12, 60e12),
+    "RTX4090-24GB": (24e9, 165e12, 83e12),
+    "RTX3090-24GB": (24e9, 71e12, 36e12),
+    "T4-16GB": (16e9, 65e12, 8e12),
+}
+
+
+def plan_run(
+    recipe: Recipe,
+    student: Checkpoint,
+    teacher: Checkpoint | None,
+    vocab_size: int,
+    machine: Machine,
+    *,
+    is_cached: bool = False,
+) -> Plan:
+    """Return what ``recipe`` needs on ``machine``; ``teacher`` is None where none is run."""
+    n_student, n_teacher = student.n_parameters, teacher.n_parameters if teacher else 0
+    n_trained = _n_trained(recipe, student)
+    n_tokens = recipe.rows_per_step * recipe.row_tokens
+    shards = machine.n_devices
+    head = vocab_size * int(student.config["hidden_size"])
+    frozen_byte = 0.5 if recipe.student_bits == "4" else _FLOAT32
+    weights = (n_student * frozen_byte if n_trained < n_student else n_student * _FLOAT32) + (
+        n_trained * _FLOAT32 if n_trained < n_student else 0
+    )
+    casts = (n_student - head) * _BFLOAT16 if _is_bf16(recipe) else 0
+    gradients, optimizer = n_trained * _FLOAT32, n_trained * 2 * _FLOAT32
+    teacher_bytes = (
+        n_teacher * {"full": _teacher_byte(recipe), "8": 1.0, "4": 0.5}[recipe.teacher_bits]
+    )
+    if recipe.teacher_memory_gb is not None:
+        teacher_bytes = min(teacher_bytes, recipe.teacher_memory_gb * 1e9)
+    activations = _activations(recipe, student) + casts
+    loss = _loss(recipe, vocab_size, head, n_tokens, has_frozen_head=n_trained < n_student)
+    is_compiled = what_to_compile(recipe) == "full"
+    process = _rss_bytes() + (_COMPILER_BYTES if is_compiled else 0)
+    at_rest = process + (weights + optimizer) / shards + teacher_bytes
+    held = gradients if recipe.accumulation_steps > 1 else 0
+    peak = at_rest + max(held + activations + loss, gradients + casts)
+    flop = _flop_per_token(recipe, n_student, n_trained, n_teacher)
+    return Plan(
+        student_parameters=n_student,
+        trained_parameters=n_trained,
+        teacher_parameters=n_teacher,
+        process_bytes=process,
+        weights_bytes=weights,
+        gradients_bytes=gradients,
+        optimizer_bytes=optimizer,
+        teacher_bytes=teacher_bytes,
+        activations_bytes=activations,
+        loss_bytes=loss,
+        peak_bytes=peak,
+        available_bytes=machine.memory_bytes,
+        flop_per_token=flop,
+        tokens_per_s=_tokens_per_s(recipe, machine, student, teacher, vocab_size, n_trained),
+        cache_bytes_per_token=None if is_cached else 120.0,
+        advice=_advice(recipe, peak, machine, teacher_bytes, activations, optimizer),
+    )
+
+
+def check_fits(plan: Plan, force: bool) -> None:
+    """Refuse to start what cannot fit.
+
+    Raises:
+        RecipeError: the peak is larger than what is free; it says what would help.
+    """
+    if not (plan.fits or force):
+        raise RecipeError(
+            f"this run needs about {format_bytes(int(plan.peak_bytes))}, "
+            f"{format_bytes(int(plan.available_bytes))} are available; "
+            f"{'; '.join(plan.advice)}; or give --force"
+        )
+
+
+def this_machine(*, with_speed: bool) -> Machine:
+    """Return what this machine has free and, in half a second, how fast it multiplies."""
+    if torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info()
+        name, device = torch.cuda.get_device_name(), "cuda"
+    else:
+        free = psutil.virtual_memory().available + _rss_bytes()
+        name, device = "processor", "cpu"
+    rates = [math.nan, math.nan]
+    if with_speed:
+        rates = [_matmul_flops(device, dtype) for dtype in (torch.bfloat16, torch.float32)]
+    return Machine(name, float(free), rates[0], rates[1])
+
+
+def named_machine(text: str) -> Machine:
+    """Return the machine that ``text``, such as 8xH100-80GB, stands for.
+
+    Raises:
+        RecipeError: the GPU is unknown; those known are listed.
+    """
+    count, _, name = text.rpartition("x") if "x" in text.split("-")[0] else ("1", "", text)
+    if name not in _GPUS or not count.isdigit():
+        raise RecipeError(f"unknown machine {text!r}; known are N x {', '.join(_GPUS)}")
+    memory, bf16, fp32 = _GPUS[name]
+    return Machine(text, memory, bf16, fp32, int(count))
+
+
+def _n_trained(recipe: Recipe, student: Checkpoint) -> int:
+    if recipe.adapter == "none":
+        return student.n_parameters
+    matrices = (
+        student.shape(name)
+        for name in student.shard_of
+        if name.startswith("model.layers.") and len(student.shape(name)) == 2
+    )
+    return sum(recipe.lora_rank * sum(shape) for shape in matrices)
+
+
+def _is_bf16(recipe: Recipe) -> bool:
+    return backbone_dtype(recipe.precision) == torch.bfloat16
+
+
+def _teacher_byte(recipe: Recipe) -> float:
+    return _BFLOAT16 if _is_bf16(recipe) else _FLOAT32
+
+
+def _activations(recipe: Recipe, student: Checkpoint) -> float:
+    """Return what autograd keeps of all layers, for one forward pass."""
+    per_layer = saved_bytes_per_layer(student, recipe)
+    hidden = recipe.rows_per_step * recipe.row_tokens * int(student.config["hidden_size"])
+    if recipe.gradient_checkpointing:  # each layer's input, and one layer at a time
+        return student.n_layers * hidden * _FLOAT32 + per_layer
+    if what_to_compile(recipe) == "full":
+        per_layer *= _COMPILED_ACTIVATIONS
+    return student.n_layers * per_layer
+
+
+def saved_bytes_per_layer(student: Checkpoint, recipe: Recipe) -> float:
+    """Return the bytes that autograd keeps of one decoder layer, counted without computing."""
+    one, two = (_saved_bytes(student, recipe, n_layers) for n_layers in (1, 2))
+    return two - one
+
+
+def _saved_bytes(student: Checkpoint, recipe: Recipe, n_layers: int) -> float:
+    config = AutoConfig.from_pretrained(student.folder)
+    config.num_hidden_layers = n_layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:n_layers]
+    with FakeTensorMode():
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        own = {id(parameter) for parameter in model.parameters()}
+        kept: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            if id(tensor) not in own:
+                storage = tensor.untyped_storage()
+                kept[storage._cdata] = storage.nbytes()
+            return tensor
+
+        shape = recipe.rows_per_step, recipe.row_tokens
+        ids = torch.zeros(shape, dtype=torch.int64)
+        mask = torch.ones(shape[0], 1, shape[1], shape[1], dtype=torch.bool)
+        with (
+            saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast("cpu", torch.bfloat16, enabled=_is_bf16(recipe)),
+        ):
+            held = model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
+        del held
+    return float(sum(kept.values()))
+
+
+def _loss(
+    recipe: Recipe, vocab_size: int, head: int, n_tokens: int, *, has_frozen_head: bool
+) -> float:
+    chunk = min(n_tokens, chunk_tokens_of(recipe.chunk_tokens, what_to_compile(recipe) != "none"))
+    logits = chunk * vocab_size * _FLOAT32
+    is_low = recipe.head_precision != "fp32"
+    buffers = 2.5 if what_to_compile(recipe) != "none" else _PLAIN_LOSS_BUFFERS
+    casts = head * (_BFLOAT16 if is_low else _FLOAT32 if _is_bf16(recipe) else 0)
+    gradient = 0 if has_frozen_head else head * _FLOAT32
+    return buffers * logits + casts + gradient
+
+
+def _flop_per_token(recipe: Recipe, n_student: int, n_trained: int, n_teacher: int) -> float:
+    """Return 2 FLOP a weight for each of forward, gradient of inputs, gradient of weights."""
+    backward = 4 if n_trained == n_student else 2
+    again = 2 if recipe.gradient_checkpointing else 0
+    return (2 + backward + again) * n_student + 2 * n_teacher
+
+
+def _tokens_per_s(
+    recipe: Recipe,
+    machine: Machine,
+    student: Checkpoint,
+    teacher: Checkpoint | None,
+    vocab_size: int,
+    n_trained: int,
+) -> float:
+    head = vocab_size * int(student.config["hidden_size"])
+    teacher_head = vocab_size * int(teacher.config["hidden_size"]) if teacher else 0
+    n_teacher = teacher.n_parameters if teacher else 0
+    body = _flop_per_token(
+        recipe, student.n_parameters - head, n_trained - head, n_teacher - teacher_head
+    )
+    heads = (4 if n_trained < student.n_parameters else 6) * head + 2 * teacher_head
+    body_rate = machine.bf16_flops if _is_bf16(recipe) else machine.fp32_flops
+    head_rate = machine.fp32_flops if recipe.head_precision == "fp32" else machine.bf16_flops
+    share = _EFFICIENCY[what_to_compile(recipe)]
+    return machine.n_devices * share / (body / body_rate + heads / head_rate)
+
+
+def _advice(
+    recipe: Recipe,
+    peak: float,
+    machine: Machine,
+    teacher: float,
+    activations: float,
+    optimizer: float,
+) -> list[str]:
+    """Return the switches that would help, the largest saving first."""
+    savings: list[tuple[float, str]] = [
+        (teacher, "record the teacher with edgekd cache and give --cache"),
+        (teacher / 2, "--teacher-bits 8") if recipe.teacher_bits == "full" else (0, ""),
+        (activations * 0.8, "--gradient-checkpointing")
+        if not recipe.gradient_checkpointing
+        else (0, ""),
+        (activations / 2, "fewer --rows-per-step, more --accumulation-steps")
+        if recipe.rows_per_step > 1
+        else (activations / 2, "shorter --row-tokens"),
+        (optimizer, "--adapter lora") if recipe.adapter == "none" else (0, ""),
+    ]
+    missing = peak - machine.memory_bytes
+    if missing <= 0:
+        return []
+    useful = sorted((saving for saving in savings if saving[0] > 0), reverse=True)
+    return [f"{name} saves about {format_bytes(int(size))}" for size, name in useful]
+
+
+def _rss_bytes() -> int:
+    return int(psutil.Process().memory_info().rss)
+
+
+def _matmul_flops(device: str, dtype: torch.dtype) -> float:
+    """Return the rate of a product of a usual shape, the best within the probe's time."""
+    left = torch.randn(1024, 1024, device=device, dtype=dtype)
+    right = torch.randn(1024, 4096, device=device, dtype=dtype)
+    wait: Callable[[], None] = torch.cuda.synchronize if device == "cuda" else lambda: None
+    best_s, end_s = math.inf, time.monotonic() + _PROBE_S / 2
+    while time.monotonic() < end_s:
+        start_s = time.perf_counter()
+        left @ right
+        wait()
+        best_s = min(best_s, time.perf_counter() - start_s)
+    return 2 * 1024 * 1024 * 4096 / best_s
