@@ -52,7 +52,8 @@ def noise(teacher: str, student: str, text: str) -> dict[str, Any]:
         loss = distillation_loss(tested, student_VH, target, labels, weights, LossOptions()).loss
         loss.backward()  # type: ignore[no-untyped-call]
         assert tested.grad is not None
-        return tested.grad.double()
+        doubled: torch.Tensor = tested.grad.double()
+        return doubled
 
     dense = gradient(OnlineTarget(teacher_NH, teacher_VH))
     identity = Identity(

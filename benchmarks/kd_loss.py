@@ -25,7 +25,7 @@ from edgekd.devices.memory import peak_rss_bytes
 
 KINDS = ("dense", "edgekd", "edgekd compiled", "trl chunked", "liger chunked")
 SHAPES = {
-    "Qwen2.5 7B to 0.5B": {"tokens": 256, "vocab": 151_936, "hidden": 896, "teacher_hidden": 3584},
+    "Qwen2.5 7B to 0.5B": {"tokens": 1024, "vocab": 151_936, "hidden": 896, "teacher_hidden": 3584},
     "SmolLM2": {"tokens": 1024, "vocab": 49_152, "hidden": 576, "teacher_hidden": 576},
 }
 REPETITIONS = 3

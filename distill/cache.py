@@ -152,19 +152,18 @@ def _capture_shards(
     shards = samples_by_shard(samples, shard_tokens)
     rank, n_ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     n_tokens = sum(len(sample.ids) for shard in shards for _, sample in shard)
-    done = 0
-    with progress.track("token", n_tokens) as advance:
-        for number, shard in enumerate(shards):
-            if number % n_ranks == rank and finished_shard(out, number) is None:
-                keys = [key for key, _ in shard]
-                records = []
-                for key, sample in shard:
-                    records.append(source.records(key, sample, identity))
-                    done += len(sample.ids)
-                    advance(done, f"shard {number + 1} of {len(shards)}")
-                write_shard(out, number, keys, records, identity.vocab_size)
-            else:
-                done += sum(len(sample.ids) for _, sample in shard)
+    ours = [number for number in range(len(shards)) if number % n_ranks == rank]
+    missing = [number for number in ours if finished_shard(out, number) is None]
+    done = n_tokens - sum(len(sample.ids) for number in missing for _, sample in shards[number])
+    with progress.track("token", n_tokens, done) as advance:
+        for number in missing:
+            records = []
+            for key, sample in shards[number]:
+                records.append(source.records(key, sample, identity))
+                done += len(sample.ids)
+                advance(done, f"shard {number + 1} of {len(shards)}")
+            keys = [key for key, _ in shards[number]]
+            write_shard(out, number, keys, records, identity.vocab_size)
     if n_ranks > 1:
         _wait_for_all_ranks()
     descriptions = [finished_shard(out, number) for number in range(len(shards))]

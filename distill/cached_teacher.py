@@ -23,6 +23,9 @@ from edgekd.runtime.tokenizer import FileTokenizer
 class CachedTarget:
     """Sparse estimates of the teacher's distribution at N positions."""
 
+    is_comparable = True
+    weights_N: torch.Tensor | None = None
+
     def __init__(self, sparse: Sparse, device: torch.device) -> None:
         """Move ``sparse`` to ``device``."""
         self._ids_NE = torch.from_numpy(sparse.ids_PE).to(device)
@@ -87,6 +90,10 @@ def check_recipe(recipe: Recipe, cache: LogitCache) -> None:
     faults = []
     if recipe.divergence != "forward_kl":
         faults.append(f"a cache serves forward_kl only, not {recipe.divergence}")
+    if recipe.match_hidden:
+        faults.append("a cache holds no hidden states; match_hidden needs --teacher")
+    if recipe.cross_tokenizer != "refuse":
+        faults.append("a cache holds token ids; cross_tokenizer needs --teacher")
     if recipe.on_policy > 0:
         faults.append("a cache knows nothing of what the student writes; on_policy needs --teacher")
     if recipe.temperature not in identity.temperatures:

@@ -7,6 +7,7 @@ from typing import Any
 
 from edgekd.distill.data import read_documents
 from edgekd.distill.importance import measure_importance
+from edgekd.distill.latency import sizes_for_latency
 from edgekd.distill.prune import write_pruned
 from edgekd.distill.student_shape import Kept, Way, choose, sizes_of, sizes_within
 from edgekd.distill.trim_vocabulary import choose_tokens, write_trimmed
@@ -24,6 +25,7 @@ def carve(
     *,
     data: Sequence[str] = (),
     max_params: int | None = None,
+    max_latency_ms: float | None = None,
     way: Way = "depth",
     counts: Mapping[str, int] | None = None,
     layers: list[int] | None = None,
@@ -32,6 +34,7 @@ def carve(
 ) -> dict[str, Any]:
     """Write what is left of ``checkpoint`` to ``out``; return what was kept.
 
+    ``max_params`` and ``max_latency_ms`` (a decoded token here, on Q4_0) are reached by ``way``;
     ``counts`` names sizes (layers, hidden, neurons, groups), ``layers`` the layers themselves;
     ``tokens_of`` trims the vocabulary instead.
 
@@ -53,7 +56,9 @@ def carve(
         report["kept_layers"] = layers
     else:
         documents = read_documents(data, tokenizer, template)[:_CALIBRATION_DOCUMENTS]
-        if max_params is not None:
+        if max_latency_ms is not None:
+            sizes = sizes_for_latency(checkpoint, max_latency_ms, way, progress)
+        elif max_params is not None:
             sizes = sizes_within(checkpoint, max_params, way)
         else:
             sizes = replace(sizes_of(checkpoint), **(counts or {}))

@@ -16,7 +16,6 @@ def write_curve(path: Path, log: Log) -> None:
     """Draw loss per step, and held-out KL where it was measured, from the training log."""
     trained = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
     held_out = [(entry["step"], entry["eval_kl_nats"]) for entry in log if "eval_kl_nats" in entry]
-    held_out = [(step, kl) for step, kl in held_out if kl == kl]  # NaN without a teacher
     path.write_text(_draw([("loss", _TRAINED, trained), ("held-out KL", _HELD_OUT, held_out)]))
 
 

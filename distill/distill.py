@@ -22,6 +22,7 @@ from transformers import (
 
 from edgekd.distill.cache_format import LogitCache
 from edgekd.distill.cached_teacher import CachedTeacher, check_recipe, check_vocabulary
+from edgekd.distill.cross_tokenizer import CrossTeacher
 from edgekd.distill.data import Document, read_documents
 from edgekd.distill.heads import HeadShape, head_shape
 from edgekd.distill.load_models import (
@@ -31,7 +32,13 @@ from edgekd.distill.load_models import (
     what_to_compile,
 )
 from edgekd.distill.losses import LossOptions
-from edgekd.distill.model import DistillModel, OnlineTeacher, Teacher, compile_layers
+from edgekd.distill.model import (
+    DistillModel,
+    HiddenMatching,
+    OnlineTeacher,
+    Teacher,
+    compile_layers,
+)
 from edgekd.distill.on_policy import StudentWriter
 from edgekd.distill.packing import Row, cut, pack
 from edgekd.distill.preflight import (
@@ -52,7 +59,7 @@ from edgekd.distill.trainer import (
     last_complete_checkpoint,
 )
 from edgekd.distill.training_log import Report, fastest_step_s, last_figures
-from edgekd.distill.vocabulary import common_vocabulary
+from edgekd.distill.vocabulary import common_vocabulary, vocabulary_size
 from edgekd.errors import RecipeError
 from edgekd.export.checkpoint import Checkpoint, read_licence
 from edgekd.export.export_model import as_checkpoint
@@ -62,9 +69,9 @@ from edgekd.progress import Progress, Silence
 from edgekd.runtime.chat_template import read_chat_template
 from edgekd.runtime.tokenizer import FileTokenizer
 
-# Below this divergence bf16 heads cost more than a tenth of the gradient's direction:
+# Below this divergence bf16 heads change the gradient by a tenth and more:
 # benchmarks/results/head_precision.json.
-BF16_HEADS_ABOVE_NATS = 0.5
+BF16_HEADS_ABOVE_NATS = 0.1
 COLD_START_NATS = 2.0
 _COLD_START_ROWS = 4
 
@@ -77,6 +84,7 @@ class _Text:
     rows: list[Row]
     held_out: list[Document]
     held_out_rows: list[Row]
+    tokenizer: FileTokenizer
 
 
 def distill(
@@ -129,7 +137,7 @@ def distill(
         "steps": trainer.state.global_step,
         "fastest_step_s": fastest_step_s(log),
         "last": last_figures(log, "loss"),
-        "held_out": last_figures(log, "eval_kl_nats"),
+        "held_out": last_figures(log, "eval_perplexity"),
     }
 
 
@@ -199,7 +207,10 @@ def _open_teacher(job: Job, pupil: Checkpoint, revision: str | None) -> Iterator
         return
     assert job.teacher is not None
     with as_checkpoint(job.teacher, revision) as master:
-        vocab_size = common_vocabulary(tokenizer, FileTokenizer(master.folder))
+        if job.recipe.cross_tokenizer == "refuse":
+            vocab_size = common_vocabulary(tokenizer, FileTokenizer(master.folder))
+        else:
+            vocab_size = vocabulary_size(tokenizer)
         yield _Master(vocab_size, checkpoint=master)
 
 
@@ -211,7 +222,8 @@ def _read_text(job: Job, pupil: Checkpoint, tokenizer: FileTokenizer) -> _Text:
 
     samples, held_out = read(job.data), read(job.eval_data)
     rows = pack(samples, row_tokens)
-    return _Text(samples, rows, held_out, pack(held_out, row_tokens, first_number=len(rows)))
+    held_out_rows = pack(held_out, row_tokens, first_number=len(rows))
+    return _Text(samples, rows, held_out, held_out_rows, tokenizer)
 
 
 def _make_model(pupil: Checkpoint, master: _Master, text: _Text, recipe: Recipe) -> DistillModel:
@@ -232,20 +244,30 @@ def _make_model(pupil: Checkpoint, master: _Master, text: _Text, recipe: Recipe)
     )
     if what_to_compile(recipe) == "full":
         compile_layers(student)
+    matching = None
+    if recipe.match_hidden and isinstance(teacher, OnlineTeacher):
+        student_size, teacher_size = (
+            int(model.config.hidden_size) for model in (student, teacher.model)
+        )
+        matching = HiddenMatching(student_size, teacher_size, recipe.match_hidden)
     dtype = backbone_dtype(recipe.precision)
-    return DistillModel(student, teacher, master.vocab_size, options, dtype)
+    return DistillModel(student, teacher, master.vocab_size, options, dtype, matching)
 
 
 def _make_teacher(master: _Master, text: _Text, recipe: Recipe) -> tuple[Teacher | None, HeadShape]:
     if recipe.hard_label_weight == 1:
         return None, HeadShape()
+    packed = [(text.samples, text.rows), (text.held_out, text.held_out_rows)]
     if master.cache:
-        packed = [(text.samples, text.rows), (text.held_out, text.held_out_rows)]
         return CachedTeacher(master.cache, packed, recipe.temperature), HeadShape()
     assert master.checkpoint is not None
     model, is_placed = load_teacher(master.checkpoint, recipe)
     if what_to_compile(recipe) == "full" and not is_placed:
         compile_layers(model)
+    if recipe.cross_tokenizer == "ranks":
+        theirs = FileTokenizer(master.checkpoint.folder)
+        crossed = CrossTeacher(model, packed, text.tokenizer, theirs, recipe.row_tokens)
+        return crossed, head_shape(model.config)
     return OnlineTeacher(model, master.vocab_size, is_placed=is_placed), head_shape(model.config)
 
 
@@ -313,13 +335,14 @@ def _check_cold_start(trainer: DistillTrainer, text: _Text, recipe: Recipe) -> N
 def _training_arguments(work: Path, recipe: Recipe, *, has_held_out: bool) -> TrainingArguments:
     evaluation: dict[str, Any] = {}
     save_steps = recipe.save_steps
+    has_kl = recipe.hard_label_weight < 1 and recipe.cross_tokenizer == "refuse"
     if has_held_out and recipe.eval_steps:
         save_steps = recipe.eval_steps  # the best checkpoint must be one that was evaluated
         evaluation = {
             "eval_strategy": "steps",
             "eval_steps": recipe.eval_steps,
             "load_best_model_at_end": True,
-            "metric_for_best_model": "eval_kl_nats",
+            "metric_for_best_model": f"eval_{'kl_nats' if has_kl else 'perplexity'}",
             "greater_is_better": False,
         }
     return TrainingArguments(
@@ -353,12 +376,14 @@ def _train(
     trainer: DistillTrainer, resume: bool, out: Path, work: Path, progress: Progress
 ) -> None:
     """Run the training loop; ``work`` holds its checkpoints."""
+    found = _resume_point(trainer, work, resume, progress)
+    start = int(found.name.rpartition("-")[2]) if found else 0
     with (
         disk_errors(out, work),
-        progress.track("step", trainer.args.max_steps) as advance,
+        progress.track("step", trainer.args.max_steps, start) as advance,
         _with_callback(trainer, Report(advance)),
     ):
-        trainer.train(resume_from_checkpoint=_resume_point(trainer, work, resume, progress))
+        trainer.train(resume_from_checkpoint=str(found) if found else None)
 
 
 @contextmanager
@@ -370,16 +395,16 @@ def _with_callback(trainer: DistillTrainer, callback: TrainerCallback) -> Iterat
 
 def _resume_point(
     trainer: DistillTrainer, work: Path, resume: bool, progress: Progress
-) -> str | None:
+) -> Path | None:
     found = last_complete_checkpoint(work) if resume else None
     if resume:
         progress.say(f"resuming from {found.name}" if found else "nothing to resume; starting anew")
     elif work.exists() and trainer.accelerator.is_main_process:
         shutil.rmtree(work)
     trainer.accelerator.wait_for_everyone()
-    return str(found) if found else None
+    return found
 
 
 def _was_just_evaluated(trainer: DistillTrainer) -> bool:
-    entry = last_figures(trainer.state.log_history, "eval_kl_nats")
+    entry = last_figures(trainer.state.log_history, "eval_perplexity")
     return bool(entry.get("step") == trainer.state.global_step)

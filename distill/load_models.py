@@ -26,6 +26,7 @@ def load_student(checkpoint: Checkpoint, recipe: Recipe) -> Any:
     dtype = torch.float32 if recipe.student_bits == "full" else torch.bfloat16
     student = load_causal_lm(checkpoint.folder, dtype, **placement)
     _check_head(student, checkpoint)
+    disable_dropout(student)
     if recipe.gradient_checkpointing:
         # transformers 5.23 renames it.
         enable = getattr(student, "activation_checkpointing_enable", None)
@@ -35,6 +36,16 @@ def load_student(checkpoint: Checkpoint, recipe: Recipe) -> Any:
         if recipe.gradient_checkpointing:
             student.enable_input_require_grads()
     return student
+
+
+def disable_dropout(model: Any) -> None:
+    """Switch dropout off: a student that forgets at random cannot follow exactly."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
 
 
 def load_teacher(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Any, bool]:

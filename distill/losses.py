@@ -97,6 +97,10 @@ Measure = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 class Target(Protocol):
     """Where the teacher's distribution comes from: its head, or a cache."""
 
+    is_comparable: bool
+    """Whether its token ids are the student's."""
+    weights_N: torch.Tensor | None
+    """Of each position, where they are not all 1."""
     measure: Measure
     """Takes the student's logits [C, V], what ``chunk`` returns, and the options; returns the
     divergence [C] and its gradient [C, V] with respect to logits / T. A module's function, so that
@@ -112,9 +116,12 @@ class Target(Protocol):
 class OnlineTarget:
     """The teacher's own head on its hidden states [N, H]."""
 
+    is_comparable = True
+    weights_N: torch.Tensor | None = None
+
     def __init__(self, hidden_NH: torch.Tensor, head_VH: torch.Tensor) -> None:
         """Follow a teacher whose head is sliced to the common vocabulary."""
-        self._hidden_NH, self._head_VH = hidden_NH, head_VH
+        self.hidden_NH, self._head_VH = hidden_NH, head_VH
         self._cast_VH = head_VH
         self._buffers = Buffers()
         self.measure: Measure = measure_online
@@ -123,11 +130,11 @@ class OnlineTarget:
         """Return the product [C, V] of hidden states and head."""
         if self._cast_VH.dtype != dtype:
             self._cast_VH = self._head_VH.to(dtype)
-        return (self._buffers.product(self._hidden_NH[rows].to(dtype), self._cast_VH.T),)
+        return (self._buffers.product(self.hidden_NH[rows].to(dtype), self._cast_VH.T),)
 
     def likeliest(self, rows: slice, options: LossOptions) -> torch.Tensor:
         """Return the teacher's first choice [C]."""
-        (product_CV,) = self.chunk(rows, _sum_dtype(self._hidden_NH))
+        (product_CV,) = self.chunk(rows, _sum_dtype(self.hidden_NH))
         return (product_CV * options.teacher_shape.scale).argmax(-1)
 
 
@@ -165,7 +172,7 @@ def held_out_figures(
     """Return sums over N tokens: KL(p || q) at T = 1, cross entropy, equal first choices, N.
 
     Always the forward KL in float32, whatever is trained on, so that runs can be compared.
-    Without a target KL and choices are NaN.
+    Without a target, or with one of other tokens, KL and choices are NaN.
     """
     options = replace(options, divergence="forward_kl", temperature=1.0, head_precision="fp32")
     dtype = _sum_dtype(student_hidden_NH)
@@ -176,7 +183,7 @@ def held_out_figures(
         product_CV = buffers.product(student_hidden_NH[rows].to(dtype), head_VH.T)
         student_CV = options.student_shape.shape(product_CV)
         sums[1] += F.cross_entropy(student_CV, labels_N[rows], reduction="sum")
-        if target is None:
+        if target is None or not target.is_comparable:
             sums[[0, 2]] = torch.nan
             continue
         sums[2] += (student_CV.argmax(-1) == target.likeliest(rows, options)).sum()

@@ -44,14 +44,20 @@ class OnlineTeacher:
     @torch.no_grad()
     def target(self, batch: Batch, is_learned_BT: torch.Tensor) -> Target:
         """Return the teacher's distributions at the learned positions of ``batch``."""
-        device = is_learned_BT.device
+        hidden_BTH, head_VH = self.hidden_and_head(batch)
+        return OnlineTarget(hidden_BTH[is_learned_BT], head_VH)
+
+    @torch.no_grad()
+    def hidden_and_head(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the hidden states [B, T, H] of ``batch`` and the head [V, H]."""
+        device = batch["input_ids"].device
         if self._head_VH is None:
             if not self._is_placed:
                 self.model.to(device)
             head = self.model.get_output_embeddings().weight[: self._vocab_size]
             self._head_VH = head.detach().to(device)
         hidden_BTH = self.model.get_decoder()(**backbone_inputs(batch)).last_hidden_state
-        return OnlineTarget(hidden_BTH[is_learned_BT].to(device), self._head_VH)
+        return hidden_BTH.to(device), self._head_VH
 
 
 class HeldOut(NamedTuple):
@@ -61,6 +67,29 @@ class HeldOut(NamedTuple):
     cross_entropy_nats: torch.Tensor
     n_same_top1: torch.Tensor
     n_positions: torch.Tensor
+
+
+class HiddenMatching(nn.Module):
+    """Pulls the student's last hidden states towards the teacher's, through a learned projection.
+
+    For students carved out of their teacher (TinyBERT, Jiao et al. 2020). The projection is trained
+    and thrown away.
+    """
+
+    def __init__(self, student_size: int, teacher_size: int, weight: float) -> None:
+        """Add the squared distance, per channel and times ``weight``, to the loss."""
+        super().__init__()
+        self.projection = nn.Linear(student_size, teacher_size, bias=False)
+        nn.init.eye_(self.projection.weight)
+        self._weight = weight
+
+    def forward(self, student_NH: torch.Tensor, teacher_NH: torch.Tensor) -> torch.Tensor:
+        """Return the distance summed over N positions, relative to the teacher's own size."""
+        teacher_NH = teacher_NH.float()
+        difference_NH = self.projection(student_NH.float()) - teacher_NH
+        scale = teacher_NH.square().mean().clamp(min=1e-6)
+        distance: torch.Tensor = difference_NH.square().mean(-1).sum() / scale
+        return self._weight * distance
 
 
 class DistillModel(nn.Module):
@@ -73,9 +102,11 @@ class DistillModel(nn.Module):
         vocab_size: int,
         options: LossOptions,
         dtype: torch.dtype,
+        matching: HiddenMatching | None = None,
     ) -> None:
         """Train ``student``, whose backbone computes in ``dtype``, to follow ``teacher``."""
         super().__init__()
+        self.matching = matching
         self.student = student
         self.options = options
         self._teacher = (teacher,)  # in a tuple: no submodule, so neither trained nor saved
@@ -97,8 +128,15 @@ class DistillModel(nn.Module):
             if is_held_out:
                 figures = held_out_figures(student_NH, head_VH, target, labels_N, self.options)
                 return HeldOut(*figures)
-            weights_N = torch.ones(len(labels_N), device=labels_N.device)
-            return distillation_loss(student_NH, head_VH, target, labels_N, weights_N, self.options)
+            weights_N = None if target is None else target.weights_N
+            if weights_N is None:
+                weights_N = torch.ones(len(labels_N), device=labels_N.device)
+            parts = distillation_loss(
+                student_NH, head_VH, target, labels_N, weights_N, self.options
+            )
+            if self.matching is None or not isinstance(target, OnlineTarget):
+                return parts
+            return parts._replace(loss=parts.loss + self.matching(student_NH, target.hidden_NH))
 
     def use_head_precision(self, precision: str) -> None:
         """Compute the products with the heads in ``precision`` from now on."""

@@ -53,16 +53,17 @@ def write_card(
 
 
 def _results(log: Log) -> list[str]:
-    held_out, trained = last_figures(log, "eval_kl_nats"), last_figures(log, "loss")
+    held_out, trained = last_figures(log, "eval_perplexity"), last_figures(log, "loss")
     lines = [f"- training loss at step {trained['step']}: {trained['loss']:.4f} nats per token"]
     if not held_out:
         return [*lines, "- held-out text: not measured; give `--eval-data`"]
-    return [
-        *lines,
-        f"- held-out KL to the teacher: {held_out['eval_kl_nats']:.4f} nats per token",
-        f"- held-out perplexity: {held_out['eval_perplexity']:.2f}",
-        f"- held-out top-1 agreement: {held_out['eval_top1_agreement']:.1%}",
-    ]
+    lines.append(f"- held-out perplexity: {held_out['eval_perplexity']:.2f}")
+    if "eval_kl_nats" in held_out:
+        lines += [
+            f"- held-out KL to the teacher: {held_out['eval_kl_nats']:.4f} nats per token",
+            f"- held-out top-1 agreement: {held_out['eval_top1_agreement']:.1%}",
+        ]
+    return lines
 
 
 def _tokens(log: Log) -> int:

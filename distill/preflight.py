@@ -30,9 +30,11 @@ _PROBE_S = 0.5
 # Of what autograd keeps in eager mode, compiled layers keep this share (activation budget 0.9);
 # of the products' rate, whole steps reach these: benchmarks/results/plan.json.
 _COMPILED_ACTIVATIONS = 0.45
-_EFFICIENCY = {"none": 0.40, "loss": 0.42, "full": 0.55}
+_EFFICIENCY = {"none": 0.50, "loss": 0.52, "full": 0.55}
 _PLAIN_LOSS_BUFFERS = 8  # temporaries of one chunk's logits without a compiler
-_COMPILER_BYTES = 250e6  # torch.compile itself, in this process
+_ALLOCATOR_SLACK = 1.05  # pages that are free and not given back
+_CUDA_BYTES = 600e6  # of a context and its libraries
+_COMPILER_BYTES = 150e6  # torch.compile itself, in this process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,7 @@ class Machine:
     fp32_flops: float
     """Rates of large matrix products, in FLOP per second."""
     n_devices: int = 1
+    is_gpu: bool = False
 
 
 # Dense rates and memory from the makers' data sheets; whole steps reach a part of them.
@@ -122,10 +125,12 @@ def plan_run(
     activations = _activations(recipe, student) + casts
     loss = _loss(recipe, vocab_size, head, n_tokens, has_frozen_head=n_trained < n_student)
     is_compiled = what_to_compile(recipe) == "full"
-    process = _rss_bytes() + (_COMPILER_BYTES if is_compiled else 0)
-    at_rest = process + (weights + optimizer) / shards + teacher_bytes
+    on_host = _rss_bytes() + (_COMPILER_BYTES if is_compiled else 0)
+    process = _CUDA_BYTES if machine.is_gpu else on_host
+    at_rest = (weights + optimizer) / shards + teacher_bytes
     held = gradients if recipe.accumulation_steps > 1 else 0
-    peak = at_rest + max(held + activations + loss, gradients + casts)
+    in_use = at_rest + max(held + activations + loss, gradients + casts)
+    peak = process + _ALLOCATOR_SLACK * in_use
     flop = _flop_per_token(recipe, n_student, n_trained, n_teacher)
     return Plan(
         student_parameters=n_student,
@@ -164,7 +169,7 @@ def check_fits(plan: Plan, force: bool) -> None:
 def this_machine(*, with_speed: bool) -> Machine:
     """Return what this machine has free and, in half a second, how fast it multiplies."""
     if torch.cuda.is_available():
-        free, _ = torch.cuda.mem_get_info()
+        free = torch.cuda.mem_get_info()[0]
         name, device = torch.cuda.get_device_name(), "cuda"
     else:
         free = psutil.virtual_memory().available + _rss_bytes()
@@ -172,7 +177,7 @@ def this_machine(*, with_speed: bool) -> Machine:
     rates = [math.nan, math.nan]
     if with_speed:
         rates = [_matmul_flops(device, dtype) for dtype in (torch.bfloat16, torch.float32)]
-    return Machine(name, float(free), rates[0], rates[1])
+    return Machine(name, float(free), rates[0], rates[1], is_gpu=device == "cuda")
 
 
 def named_machine(text: str) -> Machine:
@@ -185,7 +190,7 @@ def named_machine(text: str) -> Machine:
     if name not in _GPUS or not count.isdigit():
         raise RecipeError(f"unknown machine {text!r}; known are N x {', '.join(_GPUS)}")
     memory, bf16, fp32 = _GPUS[name]
-    return Machine(text, memory, bf16, fp32, int(count))
+    return Machine(text, memory, bf16, fp32, int(count), is_gpu=True)
 
 
 def _n_trained(recipe: Recipe, student: Checkpoint) -> int:
@@ -231,12 +236,12 @@ def _saved_bytes(student: Checkpoint, recipe: Recipe, n_layers: int) -> float:
         config.layer_types = config.layer_types[:n_layers]
     with FakeTensorMode():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        own = {id(parameter) for parameter in model.parameters()}
+        own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         kept: dict[int, int] = {}
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
-            if id(tensor) not in own:
-                storage = tensor.untyped_storage()
+            storage = tensor.untyped_storage()
+            if storage._cdata not in own:
                 kept[storage._cdata] = storage.nbytes()
             return tensor
 

@@ -48,6 +48,7 @@ class Recipe:
     temperature: float = _setting(1.0, "Of both distributions.")
     t_squared: bool = _setting(True, "Multiply the divergence by T^2.")
     hard_label_weight: float = _setting(0.0, "0 distils, 1 trains without the teacher.")
+    match_hidden: float = _setting(0.0, "Weight of the distance between last hidden states.")
     grid: Literal["none", "q4_0"] = _setting("none", "q4_0 trains on the int4 grid that ships.")
     save_steps: int = _setting(50, "Steps between checkpoints.")
     seed: int = _setting(0, "Of order and initial state.")
@@ -67,6 +68,9 @@ class Recipe:
     teacher_bits: Literal["full", "8", "4"] = _setting("full", "8 or 4 take bitsandbytes.")
     teacher_memory_gb: float | None = _setting(
         None, "Most memory for the teacher's layers; the others are fetched as needed."
+    )
+    cross_tokenizer: Literal["refuse", "ranks"] = _setting(
+        "refuse", "ranks compares sorted probabilities of a teacher with other tokens; text only."
     )
     on_policy: float = _setting(0.0, "Share of the tokens that the student writes itself.")
     on_policy_tokens: int = _setting(64, "Longest continuation that it writes.")
@@ -128,8 +132,14 @@ class Recipe:
                 faults.append(f"{name} {getattr(self, name)} must be above 0")
         if not 0 <= self.hard_label_weight <= 1:
             faults.append(f"hard_label_weight {self.hard_label_weight} must lie in 0..1")
+        if self.cross_tokenizer != "refuse" and self.on_policy > 0:
+            faults.append("on_policy needs a teacher of the same tokens, not cross_tokenizer")
         if not 0 <= self.on_policy <= 1:
             faults.append(f"on_policy {self.on_policy} must lie in 0..1")
+        if not self.match_hidden >= 0:
+            faults.append(f"match_hidden {self.match_hidden} is below 0")
+        if self.match_hidden and self.cross_tokenizer != "refuse":
+            faults.append("match_hidden needs a teacher of the same tokens, not cross_tokenizer")
         if not 0 < self.mix < 1:
             faults.append(f"mix {self.mix} must lie between 0 and 1")
         if self.chunk_tokens is not None and self.chunk_tokens < 1:

@@ -53,7 +53,7 @@ def save_student(trainer: DistillTrainer, job: Job, lineage: Lineage, out: Path)
     Raises:
         OutputError: ``out`` cannot be written; it is as it was.
     """
-    weights = trainer.trained_weights()  # gathered from all ranks
+    weights = trainer.student_weights()  # gathered from all ranks
     if trainer.accelerator.is_main_process:
         student = trainer.accelerator.unwrap_model(trainer.model).student
         log = trainer.state.log_history

@@ -5,7 +5,7 @@ there is one, is usually the better student.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,6 +42,9 @@ class Kept:
     groups: list[list[int]] | None = None
 
 
+Cost = Callable[[Checkpoint, Sizes], int]
+
+
 def sizes_of(checkpoint: Checkpoint) -> Sizes:
     """Return the sizes of a model."""
     config = checkpoint.config
@@ -70,8 +73,10 @@ def count_parameters(checkpoint: Checkpoint, sizes: Sizes) -> int:
     return n_parameters
 
 
-def sizes_within(checkpoint: Checkpoint, max_params: int, way: Way) -> Sizes:
-    """Return the largest sizes with at most ``max_params`` parameters, by depth, width or both.
+def sizes_within(
+    checkpoint: Checkpoint, budget: int, way: Way, cost: Cost = count_parameters
+) -> Sizes:
+    """Return the largest sizes that cost at most ``budget``, by depth, width or both.
 
     Raises:
         RecipeError: nothing is left at that size.
@@ -79,12 +84,13 @@ def sizes_within(checkpoint: Checkpoint, max_params: int, way: Way) -> Sizes:
     full = sizes_of(checkpoint)
     for thousandth in range(1000, 0, -1):
         sizes = _scaled(full, thousandth / 1000, way)
-        if count_parameters(checkpoint, sizes) <= max_params:
+        if cost(checkpoint, sizes) <= budget:
             return sizes
-    smallest = count_parameters(checkpoint, _scaled(full, 0.001, way))
+    smallest = _scaled(full, 0.001, way)
     raise RecipeError(
-        f"{max_params} parameters are too few: pruned by {way} at least {smallest} are left; prune "
-        "both ways, or trim the vocabulary"
+        f"too small a target: pruned by {way} at least {count_parameters(checkpoint, smallest)} "
+        f"parameters are left, {cost(checkpoint, smallest) / budget:.1f} times what it allows; "
+        "prune both ways, or trim the vocabulary"
     )
 
 

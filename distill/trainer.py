@@ -86,7 +86,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Return KL to the teacher, perplexity and top-1 agreement on the held-out rows."""
+        """Return perplexity, KL to the teacher and top-1 agreement on the held-out rows."""
         model = self.model_wrapped
         model.eval()
         total = torch.zeros(4, dtype=torch.float64, device=self.args.device)
@@ -95,11 +95,10 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
             total += torch.stack(list(figures)).double()
         model.train()
         kl, cross_entropy, n_same, n = self.accelerator.reduce(total, "sum").tolist()
-        metrics = {
-            f"{metric_key_prefix}_kl_nats": kl / n,
-            f"{metric_key_prefix}_perplexity": math.exp(cross_entropy / n),
-            f"{metric_key_prefix}_top1_agreement": n_same / n,
-        }
+        metrics = {f"{metric_key_prefix}_perplexity": math.exp(cross_entropy / n)}
+        if not math.isnan(kl):  # there is a teacher, and its tokens are the student's
+            metrics[f"{metric_key_prefix}_kl_nats"] = kl / n
+            metrics[f"{metric_key_prefix}_top1_agreement"] = n_same / n
         if self.writer is not None:
             metrics[f"{metric_key_prefix}_reverse_kl_nats"] = self._written_reverse_kl()
         self.log(metrics)
@@ -132,16 +131,24 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         return torch.autocast(self.args.device.type, dtype, enabled=dtype != torch.float32)
 
     def trained_weights(self) -> dict[str, torch.Tensor]:
-        """Return the weights that are trained, gathered from all ranks, under student names.
+        """Return the weights that are trained, gathered from all ranks.
 
         Every rank must call it.
         """
         state = self.accelerator.get_state_dict(self.model_wrapped)
         wanted = {name for name, weight in self.model.named_parameters() if weight.requires_grad}
         return {
-            name.removeprefix(_PREFIX): weight.detach().cpu().contiguous()
+            name: weight.detach().cpu().contiguous()
             for name, weight in state.items()
             if name in wanted
+        }
+
+    def student_weights(self) -> dict[str, torch.Tensor]:
+        """Return the trained weights of the student, under its own names; call it on every rank."""
+        return {
+            name.removeprefix(_PREFIX): weight
+            for name, weight in self.trained_weights().items()
+            if name.startswith(_PREFIX)
         }
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -150,10 +157,10 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         save_file(self.trained_weights(), folder / _WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_trained(self.model.student, Path(resume_from_checkpoint))
+        load_trained(self.model, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
-        load_trained(self.model.student, Path(self.state.best_model_checkpoint))
+        load_trained(self.model, Path(self.state.best_model_checkpoint))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -226,10 +233,10 @@ def collate(rows: list[Row]) -> dict[str, torch.Tensor]:
     }
 
 
-def load_trained(student: nn.Module, folder: Path) -> None:
-    """Put the trained weights of the checkpoint in ``folder`` into ``student``."""
+def load_trained(model: nn.Module, folder: Path) -> None:
+    """Put the trained weights of the checkpoint in ``folder`` into ``model``."""
     weights = load_file(folder / _WEIGHTS)
-    parameters = {name: p for name, p in student.named_parameters() if p.requires_grad}
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert weights.keys() == parameters.keys(), weights.keys() ^ parameters.keys()
     with torch.no_grad():
         for name, parameter in parameters.items():

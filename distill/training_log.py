@@ -47,7 +47,7 @@ class Report(TrainerCallback):  # type: ignore[misc]
 
 def write_log(path: Path, log: Log) -> None:
     """Write the entries of training and evaluation as JSON lines."""
-    kept = [entry for entry in log if "loss" in entry or "eval_kl_nats" in entry]
+    kept = [entry for entry in log if "loss" in entry or "eval_perplexity" in entry]
     path.write_text("".join(json.dumps(entry) + "\n" for entry in kept), "utf-8")
 
 

@@ -26,7 +26,7 @@ def test_the_time_left_of_a_resumed_run_counts_its_own_steps_only(
     times = iter([0.0, 10.0])
     stream = io.StringIO()
     monkeypatch.setattr("edgekd.progress.time.monotonic", lambda: next(times))
-    with Lines(stream).track("step", 93) as advance:
+    with Lines(stream).track("step", 93, start=90) as advance:
         advance(91, "")  # the first step of this run took 10 s, 2 are left
     assert stream.getvalue().strip() == "step 91/93  20.0 s left"
 

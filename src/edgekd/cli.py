@@ -74,8 +74,11 @@ def prune(
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     data: Annotated[list[str] | None, typer.Option(help="Calibration text.")] = None,
     params: Annotated[str | None, typer.Option(help="Largest size, such as 90M.")] = None,
+    latency_ms: Annotated[
+        float | None, typer.Option(help="Slowest decoded token here, on Q4_0 in llama.cpp.")
+    ] = None,
     by: Annotated[
-        Literal["depth", "width", "both"], typer.Option(help="How --params is reached.")
+        Literal["depth", "width", "both"], typer.Option(help="How the target is reached.")
     ] = "depth",
     layers: Annotated[int | None, typer.Option(help="How many layers to keep.")] = None,
     hidden: Annotated[int | None, typer.Option(help="Hidden channels to keep.")] = None,
@@ -95,9 +98,9 @@ def prune(
     """
     counts = {"layers": layers, "hidden": hidden, "neurons": neurons, "groups": kv_heads}
     given = {name: count for name, count in counts.items() if count is not None}
-    if sum(map(bool, (given, params, keep, tokens_of))) != 1:
+    if sum(map(bool, (given, params, latency_ms, keep, tokens_of))) != 1:
         raise typer.BadParameter(
-            "give one of --params, --keep, --tokens-of, or some of --layers, --hidden, --neurons, "
+            "give one of --params, --latency-ms, --keep, --tokens-of, or some of --layers, --hidden, --neurons, "
             "--kv-heads"
         )
     if not (keep or tokens_of or data):
@@ -113,6 +116,7 @@ def prune(
             out,
             data=data or [],
             max_params=parse_count(params) if params else None,
+            max_latency_ms=latency_ms,
             way=by,
             counts=given,
             layers=parse_layers(keep) if keep else None,
@@ -214,6 +218,9 @@ def distill(
     gpus: Annotated[
         str | None, typer.Option(help="Plan for another machine, such as 8xH100-80GB.")
     ] = None,
+    push_to: Annotated[
+        str | None, typer.Option(help="Upload to this model on the hub, private if new.")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Of the teacher, a hub id.")] = None,
     student_revision: Annotated[str | None, typer.Option(help="Of the student.")] = None,
     as_json: Json = False,
@@ -250,6 +257,10 @@ def distill(
         student_revision=student_revision,
         progress=make_progress(quiet or not is_first_rank()),
     )
+    if push_to and is_first_rank():
+        from edgekd.distill.push import push
+
+        report["pushed_to"] = push(out, push_to)
     if is_first_rank():
         print_result(report, as_json, f"{out}: {report['steps']} steps, last {report['last']}")
 

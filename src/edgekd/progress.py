@@ -23,8 +23,8 @@ class Progress(Protocol):
     def say(self, line: str) -> None:
         """Say one thing that happened."""
 
-    def track(self, name: str, total: int) -> AbstractContextManager[Advance]:
-        """Follow ``name`` from 0 to ``total``."""
+    def track(self, name: str, total: int, start: int = 0) -> AbstractContextManager[Advance]:
+        """Follow ``name`` up to ``total``; ``start`` was done by an earlier run."""
 
 
 class Silence:
@@ -34,7 +34,7 @@ class Silence:
         """Say nothing."""
 
     @contextmanager
-    def track(self, name: str, total: int) -> Iterator[Advance]:
+    def track(self, name: str, total: int, start: int = 0) -> Iterator[Advance]:
         """Follow nothing."""
         yield lambda done, note: None
 
@@ -52,20 +52,18 @@ class Lines:
         print(line, file=self._stream, flush=True)
 
     @contextmanager
-    def track(self, name: str, total: int) -> Iterator[Advance]:
+    def track(self, name: str, total: int, start: int = 0) -> Iterator[Advance]:
         """Write how far ``name`` is, its rate and the time left."""
         start_s = time.monotonic()
         said_s = -self._interval_s
-        first: int | None = None
 
         def advance(done: int, note: str) -> None:
-            nonlocal said_s, first
+            nonlocal said_s
             elapsed_s = time.monotonic() - start_s
-            first = done - 1 if first is None else first  # a resumed run does not start at 0
             if done < total and elapsed_s - said_s < self._interval_s:
                 return
             said_s = elapsed_s
-            left_s = elapsed_s / (done - first) * (total - done)
+            left_s = elapsed_s / max(1, done - start) * (total - done)
             parts = [f"{name} {done}/{total}", note, f"{format_duration(left_s)} left"]
             self.say("  ".join(part for part in parts if part))
 
@@ -84,7 +82,7 @@ class Bar:
         self._console.print(line, markup=False, highlight=False)
 
     @contextmanager
-    def track(self, name: str, total: int) -> Iterator[Advance]:
+    def track(self, name: str, total: int, start: int = 0) -> Iterator[Advance]:
         """Draw a bar for ``name`` with its rate and the time left."""
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
@@ -97,7 +95,7 @@ class Bar:
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
         )
         with RichProgress(*columns, console=self._console) as live:
-            task = live.add_task(name, total=total, note="")
+            task = live.add_task(name, total=total, completed=start, note="")
 
             def advance(done: int, note: str) -> None:
                 live.update(task, completed=done, note=note)

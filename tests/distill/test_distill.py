@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,18 @@ from transformers import AutoModelForCausalLM
 
 from edgekd.distill.data import read_documents
 from edgekd.distill.distill import distill
+from edgekd.distill.load_models import load_student
 from edgekd.distill.losses import LossOptions
-from edgekd.distill.model import DistillModel, OnlineTeacher
+from edgekd.distill.model import DistillModel, HiddenMatching, OnlineTeacher
 from edgekd.distill.packing import pack
 from edgekd.distill.recipe import Job, Recipe
-from edgekd.distill.trainer import GridCallback, collate
+from edgekd.distill.trainer import GridCallback, HeadPrecisionCallback, collate
 from edgekd.distill.vocabulary import common_vocabulary
 from edgekd.errors import VocabularyError
 from edgekd.export.blocks import fake_quantize
+from edgekd.export.checkpoint import open_checkpoint
 from edgekd.runtime.tokenizer import FileTokenizer
+from edgekd.runtime.torch_engine import load_causal_lm
 from tests.conftest import TEXTS, make_tokenizer, save_tiny_model, save_tokenizer
 
 
@@ -139,3 +143,127 @@ def test_different_tokenizers_are_refused_and_padding_is_not(
     save_tokenizer(other, make_tokenizer(vocab_size=300))
     with pytest.raises(VocabularyError, match="tokenize differently"):
         common_vocabulary(FileTokenizer(other), FileTokenizer(tiny_folder))
+
+
+def test_heads_padded_to_different_widths_train(student: Path, text: str, tmp_path: Path) -> None:
+    # As Qwen2.5 7B (152,064 rows) and 0.5B (151,936 rows), over one tokenizer of 400 tokens.
+    teacher = save_tiny_model(tmp_path / "teacher", vocab_size=512)
+    distill(_job(teacher, student, text, steps=20), tmp_path / "out")
+    losses = _losses(tmp_path / "out")
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_tokenizers_of_equal_width_and_different_content_stop(
+    tiny_folder: Path, student: Path, text: str, tmp_path: Path
+) -> None:
+    spec = json.loads((student / "tokenizer.json").read_text())
+    ids = spec["model"]["vocab"]
+    first, second = sorted(ids, key=ids.__getitem__)[-2:]
+    ids[first], ids[second] = ids[second], ids[first]
+    (student / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(
+        VocabularyError, match=r"id 398 is .* here, .* there \(student \w{12}, teacher"
+    ):
+        distill(_job(tiny_folder, student, text), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_dropout_is_off_and_the_teacher_is_frozen(tmp_path: Path, text: str) -> None:
+    folder = save_tiny_model(tmp_path / "model", attention_dropout=0.5)
+    recipe = _small()
+    model = load_student(open_checkpoint(folder), recipe)
+    teacher = OnlineTeacher(load_student(open_checkpoint(folder), recipe).train(), 400)
+    documents = read_documents([text], FileTokenizer(folder), None)[:2]
+    wrapped = DistillModel(model.train(), teacher, 400, LossOptions(), torch.float32)
+    batch = collate(pack(documents, 256))
+    parts = wrapped(**batch)
+    assert abs(parts.loss.item()) < 1e-3  # equal models, no noise
+    assert not teacher.model.training
+    assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
+    assert {name.split(".")[0] for name, _ in wrapped.named_parameters()} == {"student"}
+
+
+def test_a_lora_student_is_merged_into_a_plain_checkpoint(
+    tiny_folder: Path, student: Path, text: str, tmp_path: Path
+) -> None:
+    job = _job(tiny_folder, student, text, adapter="lora", lora_rank=4, steps=20)
+    distill(job, tmp_path / "out")
+    losses = _losses(tmp_path / "out")
+    assert losses[-1] < 0.95 * losses[0]
+    merged = open_checkpoint(tmp_path / "out")
+    before = open_checkpoint(student)
+    assert set(merged.shard_of) == set(before.shard_of)
+    name = "model.layers.0.mlp.up_proj.weight"
+    change = merged.tensor(name) - before.tensor(name)
+    assert change.abs().max() > 1e-4
+    assert torch.linalg.matrix_rank(change) <= 4
+    assert merged.tensor("model.embed_tokens.weight").equal(
+        before.tensor("model.embed_tokens.weight")
+    )
+
+
+def test_a_teacher_that_does_not_fit_is_fetched_layer_by_layer(
+    tiny_folder: Path, student: Path, text: str, tmp_path: Path
+) -> None:
+    whole, offloaded = tmp_path / "whole", tmp_path / "offloaded"
+    distill(_job(tiny_folder, student, text, steps=3), whole)
+    distill(_job(tiny_folder, student, text, steps=3, teacher_memory_gb=0.0003), offloaded)
+    assert _losses(offloaded) == pytest.approx(_losses(whole), rel=1e-5)
+
+
+def test_evaluation_keeps_the_best_student_and_stops_early(
+    tiny_folder: Path, student: Path, text: str, tmp_path: Path
+) -> None:
+    job = _job(tiny_folder, student, text, steps=60, learning_rate=0.2, eval_steps=2, patience=2)
+    job = replace(job, eval_data=[text])
+    report = distill(job, tmp_path / "out")
+    assert report["steps"] < 60  # so large a rate only makes it worse
+    lines = (tmp_path / "out" / "training_log.jsonl").read_text().splitlines()
+    found = [x for line in lines if "eval_kl_nats" in (x := json.loads(line))]
+    best = min(entry["eval_kl_nats"] for entry in found)
+    kept = distill(
+        replace(
+            job,
+            student=str(tmp_path / "out"),
+            recipe=_small(steps=1, learning_rate=1e-12),
+        ),
+        tmp_path / "kept",
+    )
+    assert kept["held_out"]["eval_kl_nats"] == pytest.approx(best, rel=1e-4)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"held-out KL to the teacher: {found[-1]['eval_kl_nats']:.4f}" in card
+    assert (tmp_path / "out" / "training_curve.svg").read_text().count("<polyline") == 2
+
+
+def test_heads_move_to_float32_once_the_student_is_near(
+    tiny_folder: Path, student: Path, text: str
+) -> None:
+    models = [load_causal_lm(folder, torch.float32) for folder in (student, tiny_folder)]
+    options = LossOptions(head_precision="bf16")
+    model = DistillModel(models[0], OnlineTeacher(models[1], 400), 400, options, torch.float32)
+    callback = HeadPrecisionCallback(model, threshold_nats=0.5)
+    for _ in range(30):
+        callback.on_log(None, None, None, {"divergence_nats": 0.6})
+    assert model.options == options
+    for _ in range(200):
+        callback.on_log(None, None, None, {"divergence_nats": 0.4})
+    assert model.options.head_precision == "fp32"
+
+
+def test_hidden_states_are_matched_through_a_projection_that_is_thrown_away(
+    tiny_folder: Path, text: str, tmp_path: Path
+) -> None:
+    narrow = save_tiny_model(tmp_path / "narrow", seed=1, n_layers=2, hidden_size=32)
+    plain = _job(tiny_folder, narrow, text, steps=8)
+    matched = _job(tiny_folder, narrow, text, steps=8, match_hidden=1.0, save_steps=3)
+    distill(plain, tmp_path / "plain")
+    distill(matched, tmp_path / "out")
+    losses, without = _losses(tmp_path / "out"), _losses(tmp_path / "plain")
+    assert losses[0] > without[0]  # the distance is in the loss
+    assert losses[-1] < losses[0]
+    names = set(open_checkpoint(tmp_path / "out").shard_of)
+    assert names == set(open_checkpoint(narrow).shard_of)
+    matching = HiddenMatching(2, 3, 1.0)
+    states = torch.randn(5, 2, requires_grad=True)
+    target = torch.cat([states.detach(), torch.zeros(5, 1)], 1)
+    assert matching(states, target).item() == pytest.approx(0, abs=1e-6)

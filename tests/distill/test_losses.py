@@ -209,3 +209,12 @@ def test_every_family_s_way_to_shape_logits_is_known() -> None:
     assert head_shape(Gemma2Config(final_logit_softcapping=30.0)) == HeadShape(1.0, 30.0)
     assert head_shape(CohereConfig(logit_scale=0.0625)) == HeadShape(0.0625)
     assert head_shape(GraniteConfig(logits_scaling=8.0)) == HeadShape(0.125)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_impossible_tokens_make_no_nan(name: DivergenceName) -> None:
+    logits = torch.zeros(2, V)
+    logits[0, 0], logits[1, 1] = 2e4, -3e4  # probabilities that underflow to 0
+    log_p, log_q = logits.log_softmax(-1), logits.flip(0).log_softmax(-1)
+    value, grad = DIVERGENCES[name](log_q, log_p, 0.3)
+    assert value.isfinite().all() and grad.isfinite().all()

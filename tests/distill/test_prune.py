@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -118,5 +119,18 @@ def test_a_parameter_budget_is_kept_and_used(way: str, tmp_path: Path) -> None:
     sizes = sizes_within(checkpoint, int(0.7 * full), way)  # type: ignore[arg-type]
     assert 0.55 * full < count_parameters(checkpoint, sizes) <= 0.7 * full
     assert (sizes.layers == 8) == (way == "width") and (sizes.hidden == 256) == (way == "depth")
-    with pytest.raises(RecipeError, match="too few"):
+    with pytest.raises(RecipeError, match="too small a target"):
         sizes_within(checkpoint, 10, way)  # type: ignore[arg-type]
+
+
+def test_a_latency_becomes_a_size_in_proportion_to_the_bytes_read(tiny: Checkpoint) -> None:
+    from edgekd.distill.latency import bytes_read, measure_ms, sizes_for_latency
+    from edgekd.progress import Silence
+
+    full = bytes_read(tiny, sizes_of(tiny))
+    one_layer = bytes_read(tiny, replace(sizes_of(tiny), layers=1))
+    measured_ms = measure_ms(tiny, Silence())
+    assert measured_ms > 0 and one_layer < full
+    assert sizes_for_latency(tiny, 1e6, "depth") == sizes_of(tiny)
+    with pytest.raises(RecipeError, match="too small a target"):
+        sizes_for_latency(tiny, 1e-9, "depth")

@@ -1,0 +1,160 @@
+"""A teacher with other tokens: distributions compared by rank, where both texts end alike.
+
+Universal logit distillation (Boizard et al. 2024, arXiv 2402.12030): the likeliest token's
+probability is compared with the likeliest token's, the second's with the second's, and so on,
+whatever the tokens are. It approximates: two models that are sure of different words look alike.
+Positions are aligned by byte offsets: both models must have read exactly the same bytes, so tokens
+that end inside a teacher's token are left out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from edgekd.distill.data import Document
+from edgekd.distill.losses import LossOptions, Measure, Target
+from edgekd.distill.model import Batch, OnlineTeacher
+from edgekd.distill.packing import Row, pack
+from edgekd.distill.trainer import collate
+from edgekd.runtime.tokenizer import FileTokenizer
+
+# N learned positions, C of one chunk, V vocabulary of the student, W of the teacher, K ranks
+
+_N_RANKS = 256
+_NOWHERE = (-1, -1)
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """A sample in the teacher's tokens, and where the two agree."""
+
+    teacher_ids: list[int]
+    teacher_of: list[int | None]
+    """For each of the student's positions the teacher's that has read the same bytes."""
+
+
+def align(sample: Document, student: FileTokenizer, teacher: FileTokenizer) -> Aligned:
+    """Return ``sample`` in the teacher's tokens, aligned by byte offsets."""
+    pieces = [student.raw_token_bytes(token) for token in sample.ids]
+    teacher_ids = teacher.encode(b"".join(pieces).decode("utf-8", "replace"))
+    teacher_ends = {
+        end: position
+        for position, end in enumerate(_ends(map(teacher.raw_token_bytes, teacher_ids)))
+    }
+    return Aligned(teacher_ids, [teacher_ends.get(end) for end in _ends(pieces)])
+
+
+class RankedTarget:
+    """The teacher's head on its hidden states, where there are any for a position."""
+
+    is_comparable = False
+
+    def __init__(
+        self, hidden_NH: torch.Tensor, head_WH: torch.Tensor, weights_N: torch.Tensor
+    ) -> None:
+        """Follow the teacher at positions of weight 1."""
+        self._hidden_NH, self._head_WH = hidden_NH, head_WH
+        self.weights_N: torch.Tensor | None = weights_N
+        self.measure: Measure = measure_ranks
+
+    def chunk(self, rows: slice, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        """Return the teacher's product [C, W]."""
+        return ((self._hidden_NH[rows].to(dtype) @ self._head_WH.to(dtype).T).float(),)
+
+    def likeliest(self, rows: slice, options: LossOptions) -> torch.Tensor:
+        """Ids of different vocabularies cannot be compared."""
+        raise NotImplementedError
+
+
+class CrossTeacher:
+    """Runs a teacher on its own tokens of the same text."""
+
+    def __init__(
+        self,
+        model: Any,
+        packed: Sequence[tuple[Sequence[Document], Sequence[Row]]],
+        student: FileTokenizer,
+        teacher: FileTokenizer,
+        row_tokens: int,
+    ) -> None:
+        """Run ``model`` on the rows that were ``packed`` from samples."""
+        self._online = OnlineTeacher(model, int(model.config.vocab_size))
+        self._row_tokens = row_tokens
+        self._aligned_of_row: dict[int, list[Aligned]] = {}
+        for samples, rows in packed:
+            aligned = [align(sample, student, teacher) for sample in samples]
+            for row in rows:
+                self._aligned_of_row[row.number] = [aligned[index] for index in row.samples]
+
+    @torch.no_grad()
+    def target(self, batch: Batch, is_learned_BT: torch.Tensor) -> Target:
+        """Return the teacher's distributions at the learned positions of ``batch``."""
+        device = is_learned_BT.device
+        found = [self._aligned_of_row[number] for number in batch["row_numbers"].tolist()]
+        samples = [aligned for row in found for aligned in row]
+        longest = max(len(aligned.teacher_ids) for aligned in samples)
+        documents = [Document(a.teacher_ids, [True] * len(a.teacher_ids)) for a in samples]
+        rows = pack(documents, max(self._row_tokens, longest))
+        teacher_batch = {name: value.to(device) for name, value in collate(rows).items()}
+        hidden_BTH, head_WH = self._online.hidden_and_head(teacher_batch)
+        start_of = {
+            index: (number, start)
+            for number, row in enumerate(rows)
+            for index, start in zip(row.samples, _starts(row, documents), strict=True)
+        }
+        places: list[tuple[int, int]] = []
+        index = 0
+        for row_number, row in enumerate(found):
+            for aligned in row:
+                places += _places(aligned, *start_of[index])
+                index += 1
+            n_padding = (row_number + 1) * is_learned_BT.shape[1] - len(places)
+            places += [_NOWHERE] * n_padding
+        wanted = torch.tensor(places, device=device).view(*is_learned_BT.shape, 2)[is_learned_BT]
+        is_aligned_N = wanted[:, 0] >= 0
+        hidden_NH = hidden_BTH[wanted[:, 0].clamp(min=0), wanted[:, 1].clamp(min=0)]
+        return RankedTarget(hidden_NH, head_WH, is_aligned_N.float())
+
+
+def measure_ranks(
+    student_CV: torch.Tensor, teacher_CW: torch.Tensor, options: LossOptions
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return half the L1 distance of the sorted probabilities [C], and its gradient [C, V].
+
+    The first ranks one by one, all others as one sum.
+    """
+    q_CV = (student_CV / options.temperature).softmax(-1)
+    shaped_CW = options.teacher_shape.shape(teacher_CW)
+    p_CW = (shaped_CW / options.temperature).softmax(-1)
+    n_ranks = min(_N_RANKS, q_CV.shape[1], p_CW.shape[1])
+    q_CK, index_CK = q_CV.topk(n_ranks, dim=-1)
+    difference_CK = q_CK - p_CW.topk(n_ranks, dim=-1).values
+    rest_C1 = -difference_CK.sum(-1, keepdim=True)  # both sum to one
+    value_C = (difference_CK.abs().sum(-1) + rest_C1.squeeze(1).abs()) / 2
+    slope_CV = (rest_C1.sign() / 2).expand_as(q_CV).scatter(1, index_CK, difference_CK.sign() / 2)
+    return value_C, q_CV * (slope_CV - (q_CV * slope_CV).sum(-1, keepdim=True))
+
+
+def _places(aligned: Aligned, row: int, start: int) -> list[tuple[int, int]]:
+    """Return the teacher's row and position for each of the student's positions of one sample."""
+    found = aligned.teacher_of
+    return [_NOWHERE if place is None else (row, start + place) for place in found]
+
+
+def _ends(pieces: Any) -> list[int]:
+    """Return the byte offset at which each piece ends."""
+    ends, end = [], 0
+    for piece in pieces:
+        end += len(piece)
+        ends.append(end)
+    return ends
+
+
+def _starts(row: Row, documents: Sequence[Document]) -> list[int]:
+    starts, start = [], 0
+    for index in row.samples:
+        starts.append(start)
+        start += len(documents[index].ids)
+    return starts
