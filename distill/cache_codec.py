@@ -172,15 +172,16 @@ def _temperatures(
     logits_PV: torch.Tensor, temperatures: tuple[float, ...]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return log Z_T - log Z_1 / T [P, T but 1] and the entropy [P, T]."""
-    log_z_1_P = logits_PV.logsumexp(-1)
+    # log Z = z - log p, at the likeliest token; torch.logsumexp is several times slower.
+    largest_P1 = logits_PV.argmax(-1, keepdim=True)
+    log_p_1_P1 = logits_PV.log_softmax(-1).gather(1, largest_P1)
     log_z, entropies = [], []
     for temperature in temperatures:
-        tempered_PV = logits_PV / temperature
-        log_z_P = tempered_PV.logsumexp(-1)
-        log_p_PV = tempered_PV - log_z_P[:, None]
+        log_p_PV = (logits_PV / temperature).log_softmax(-1)
         entropies.append(-(log_p_PV.exp() * log_p_PV).sum(-1))
         if temperature != 1:
-            log_z.append(log_z_P - log_z_1_P / temperature)
+            log_p_P1 = log_p_PV.gather(1, largest_P1)
+            log_z.append((log_p_1_P1 / temperature - log_p_P1).squeeze(1))
     empty = torch.zeros(len(logits_PV), 0)
     return torch.stack(log_z, 1) if log_z else empty, torch.stack(entropies, 1)
 

@@ -6,7 +6,7 @@ there is one, is usually the better student.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -29,6 +29,7 @@ class Sizes:
     neurons: int
     groups: int
     """Key-value heads, each with its query heads."""
+    heads_per_group: int
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ def sizes_of(checkpoint: Checkpoint) -> Sizes:
         int(config["hidden_size"]),
         int(config["intermediate_size"]),
         checkpoint.n_kv_heads,
+        int(config["num_attention_heads"]) // checkpoint.n_kv_heads,
     )
 
 
@@ -89,7 +91,7 @@ def sizes_within(
     smallest = _scaled(full, 0.001, way)
     raise RecipeError(
         f"too small a target: pruned by {way} at least {count_parameters(checkpoint, smallest)} "
-        f"parameters are left, {cost(checkpoint, smallest) / budget:.1f} times what it allows; "
+        f"parameters are left, {cost(checkpoint, smallest) / max(1, budget):.1f} times what it allows; "
         "prune both ways, or trim the vocabulary"
     )
 
@@ -100,6 +102,11 @@ def choose(importance: Importance, sizes: Sizes) -> Kept:
     Raises:
         RecipeError: more is to be kept than there is, or nothing.
     """
+    if sizes.hidden % (n_heads := sizes.groups * sizes.heads_per_group):
+        raise RecipeError(
+            f"{sizes.hidden} hidden channels are no multiple of {n_heads} attention heads, as "
+            "transformers wants them; choose others"
+        )
     layers = choose_layers(importance.layers_L, sizes.layers)
     n_neurons, n_groups = importance.neurons_LI.shape[1], importance.groups_LG.shape[1]
     return Kept(
@@ -138,11 +145,16 @@ def _scaled(full: Sizes, factor: float, way: Way) -> Sizes:
     """Return ``full`` made smaller: depth and width share a common factor of the parameters."""
     depth = {"depth": factor, "width": 1.0, "both": factor**0.5}[way]
     width = {"depth": 1.0, "width": factor**0.5, "both": factor**0.25}[way]
-    return Sizes(
-        max(1, round(full.layers * depth)),
-        max(_STEP, round(full.hidden * width / _STEP) * _STEP),
-        max(_STEP, round(full.neurons * width / _STEP) * _STEP),
-        max(1, round(full.groups * width)),
+    groups = max(1, round(full.groups * width))
+    # transformers wants the hidden size to be a multiple of the heads, whatever their width.
+    step = math.lcm(_STEP, groups * full.heads_per_group)
+    hidden = full.hidden if width == 1 else max(step, round(full.hidden * width / step) * step)
+    return replace(
+        full,
+        layers=max(1, round(full.layers * depth)),
+        hidden=min(hidden, full.hidden),
+        neurons=max(_STEP, round(full.neurons * width / _STEP) * _STEP),
+        groups=groups,
     )
 
 

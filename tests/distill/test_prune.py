@@ -100,7 +100,7 @@ def test_dropping_parts_that_do_nothing_changes_no_logit(tmp_path: Path) -> None
 def test_a_narrow_student_runs_everywhere(
     tiny: Checkpoint, documents: list[Document], tmp_path: Path
 ) -> None:
-    sizes = Sizes(layers=2, hidden=32, neurons=96, groups=1)
+    sizes = Sizes(layers=2, hidden=32, neurons=96, groups=1, heads_per_group=2)
     kept = choose(measure_importance(tiny, documents), sizes)
     write_pruned(tiny, kept, tmp_path / "student")
     student = open_checkpoint(tmp_path / "student")
@@ -134,3 +134,11 @@ def test_a_latency_becomes_a_size_in_proportion_to_the_bytes_read(tiny: Checkpoi
     assert sizes_for_latency(tiny, 1e6, "depth") == sizes_of(tiny)
     with pytest.raises(RecipeError, match="too small a target"):
         sizes_for_latency(tiny, 1e-9, "depth")
+
+
+def test_a_hidden_size_that_transformers_refuses_is_refused_here(
+    tiny: Checkpoint, documents: list[Document]
+) -> None:
+    importance = measure_importance(tiny, documents)
+    with pytest.raises(RecipeError, match="no multiple of 4 attention heads"):
+        choose(importance, replace(sizes_of(tiny), hidden=33))
