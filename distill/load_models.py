@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+import warnings
 from importlib.util import find_spec
 from typing import Any
 
@@ -122,7 +123,10 @@ def _with_lora(student: Any, recipe: Recipe) -> Any:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(student, config)
+    with warnings.catch_warnings():
+        # peft 0.19 asks transformers 5.23 by the old name.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        return get_peft_model(student, config)
 
 
 def _check_head(model: Any, checkpoint: Checkpoint) -> None:

@@ -91,8 +91,8 @@ def sizes_within(
     smallest = _scaled(full, 0.001, way)
     raise RecipeError(
         f"too small a target: pruned by {way} at least {count_parameters(checkpoint, smallest)} "
-        f"parameters are left, {cost(checkpoint, smallest) / max(1, budget):.1f} times what it allows; "
-        "prune both ways, or trim the vocabulary"
+        f"parameters are left, {cost(checkpoint, smallest) / max(1, budget):.1f} times what it "
+        "allows; prune both ways, or trim the vocabulary"
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from edgekd.errors import ModelError
+from edgekd.export.architectures import Architecture, architecture_of
 from edgekd.files import sha256_of
 from edgekd.runtime.tokenizer import read_json
 
@@ -48,6 +49,15 @@ class Checkpoint:
     def n_kv_heads(self) -> int:
         """Number of key and value heads."""
         return int(self.config.get("num_key_value_heads") or self.config["num_attention_heads"])
+
+    @property
+    def architecture(self) -> Architecture:
+        """The family of the model.
+
+        Raises:
+            ExportError: it is unknown, or has options that would be translated wrongly.
+        """
+        return architecture_of(self.config)
 
     @property
     def is_tied(self) -> bool:

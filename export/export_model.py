@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgekd.errors import ExportError, ModelError
-from edgekd.export import llama
+from edgekd.export.architectures import architecture_of
 from edgekd.export.checkpoint import Checkpoint, open_checkpoint, read_licence
 from edgekd.export.from_gguf import gguf_to_checkpoint, write_text_side
 from edgekd.export.plan import Plan, make_plan, parse_quant
@@ -48,7 +48,7 @@ def export_model(
         OutputError: ``out`` cannot be written; it is as it was.
     """
     with as_checkpoint(model, revision) as checkpoint:
-        llama.check_supported(checkpoint.config)
+        architecture_of(checkpoint.config)  # before anything is written
         plan = make_plan(checkpoint, parse_quant(quant))
         if output_format == "gguf":
             return _export_gguf(checkpoint, plan, out, progress or Silence())

@@ -5,6 +5,7 @@ and splitter name; transformers' GGUF route drops the Digits step of SmolLM.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,13 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 
 from edgekd.errors import ModelError
-from edgekd.export import llama
+from edgekd.export.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    architecture_of,
+    architecture_of_gguf,
+    deinterleave_rows,
+)
 from edgekd.export.pretokenizer import build_splitter
 from edgekd.files import atomic_folder
 from edgekd.runtime.gguf_header import GgufHeader, GgufTensor, read_gguf_header
@@ -59,39 +66,43 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 def _read_config(path: Path, header: GgufHeader) -> dict[str, Any]:
     metadata = header.metadata
-    architecture = metadata.get("general.architecture")
-    if architecture != llama.GGUF_ARCHITECTURE:
-        raise ModelError(
-            f"{path} has the architecture {architecture!r}; only 'llama' can be read back yet"
-        )
+    architecture = _architecture(path, header)
 
     def value(key: str, default: Any = None) -> Any:
-        found = metadata.get(f"llama.{key}", default)
+        found = metadata.get(f"{architecture.gguf}.{key}", default)
         if found is None:
-            raise ModelError(f"{path} lacks the metadata entry llama.{key}; convert it again")
+            raise ModelError(
+                f"{path} lacks the metadata entry {architecture.gguf}.{key}; convert it again"
+            )
         return found
 
     n_heads = value("attention.head_count")
     head_dim = value("attention.key_length", value("embedding_length") // n_heads)
     names = {tensor.name for tensor in header.tensors}
-    if "rope_freqs.weight" in names or value("rope.scaling.type", "none") != "none":
+    scaling = value("rope.scaling.type", "none")
+    if "rope_freqs.weight" in names or scaling not in ("none", "linear"):
         raise ModelError(f"{path} scales its rotary frequencies, which cannot be read back yet")
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+    rope: dict[str, Any] = {
+        "rope_type": "default",
+        "rope_theta": value("rope.freq_base", 10_000.0),
+    }
+    if scaling == "linear":
+        rope |= {"rope_type": "linear", "factor": value("rope.scaling.factor")}
+    if (n_rotated := value("rope.dimension_count", head_dim)) != head_dim:
+        rope["partial_rotary_factor"] = n_rotated / head_dim
+    config = {
+        "architectures": [architecture.hf_names[0]],
+        "model_type": architecture.model_type,
         "hidden_size": value("embedding_length"),
         "intermediate_size": value("feed_forward_length"),
         "num_hidden_layers": value("block_count"),
         "num_attention_heads": n_heads,
         "num_key_value_heads": value("attention.head_count_kv", n_heads),
         "head_dim": head_dim,
-        "hidden_act": "silu",
+        "hidden_act": "silu" if architecture.activation == "silu" else "gelu_pytorch_tanh",
         "max_position_embeddings": value("context_length"),
         "rms_norm_eps": float(np.float32(value("attention.layer_norm_rms_epsilon"))),
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": value("rope.freq_base", 10_000.0),
-        },
+        "rope_parameters": rope,
         "vocab_size": len(metadata.get("tokenizer.ggml.tokens", [])),
         "tie_word_embeddings": "output.weight" not in names,
         "attention_bias": "blk.0.attn_q.bias" in names,
@@ -103,22 +114,62 @@ def _read_config(path: Path, header: GgufHeader) -> dict[str, Any]:
             if role in ("bos", "eos", "pad") and f"tokenizer.ggml.{key}_token_id" in metadata
         },
     }
+    if architecture.global_every:
+        config |= _windowed_config(config, value)
+    return config
+
+
+def _architecture(path: Path, header: GgufHeader) -> Architecture:
+    name = str(header.metadata.get("general.architecture"))
+    architecture = architecture_of_gguf(name)
+    if architecture is None:
+        known = ", ".join(entry.gguf for entry in ARCHITECTURES)
+        raise ModelError(f"{path} has the architecture {name!r}; can be read back: {known}")
+    return architecture
+
+
+def _windowed_config(config: dict[str, Any], value: Callable[..., Any]) -> dict[str, Any]:
+    """Return what a config with windowed layers (Gemma 3) says differently."""
+    architecture = architecture_of_gguf("gemma3")
+    assert architecture is not None
+    window = {"sliding_window": value("attention.sliding_window")}
+    kinds = [
+        "full_attention" if architecture.window(layer, window) is None else "sliding_attention"
+        for layer in range(config["num_hidden_layers"])
+    ]
+    local = {"rope_type": "default", "rope_theta": value("rope.freq_base_swa", 10_000.0)}
+    softcap = value("final_logit_softcapping", 0.0)
+    return window | {
+        "layer_types": kinds,
+        "rope_parameters": {
+            "full_attention": config["rope_parameters"],
+            "sliding_attention": local,
+        },
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": config["head_dim"],
+        "final_logit_softcapping": softcap or None,
+    }
 
 
 def _read_weights(
     path: Path, header: GgufHeader, config: dict[str, Any]
 ) -> dict[str, torch.Tensor]:
     weights = {}
+    architecture = architecture_of(config)
     for entry in header.tensors:
-        name = llama.to_hf_name(entry.name)
+        name = architecture.to_hf_name(entry.name)
         if name is None:
-            raise ModelError(f"{path} holds a tensor {entry.name!r} that no Llama model has")
+            raise ModelError(
+                f"{path} holds a tensor {entry.name!r} that no {architecture.hf_names[0]} has"
+            )
         tensor = _read_tensor(path, entry)
-        n_rotated = llama.rotated_heads(
+        if architecture.is_norm(name):
+            tensor = tensor - architecture.norm_offset
+        n_rotated = architecture.rotated_heads(
             name, config["num_attention_heads"], config["num_key_value_heads"]
         )
         if n_rotated:
-            tensor = llama.deinterleave_rows(tensor, n_rotated)
+            tensor = deinterleave_rows(tensor, n_rotated)
         weights[name] = tensor.contiguous()
     return weights
 

@@ -59,6 +59,10 @@ class GraphBuilder:
         """Add an operator of the ONNX standard with one output."""
         return self._add(op_type, inputs, [output], "", attributes)[0]
 
+    def split(self, value: str, sizes: str, outputs: list[str]) -> list[str]:
+        """Cut ``value`` along its last axis."""
+        return self._add("Split", [value, sizes], outputs, "", {"axis": -1})
+
     def microsoft_node(
         self, op_type: str, inputs: list[str], outputs: list[str], **attributes: Any
     ) -> list[str]:

@@ -31,11 +31,17 @@ _LLAMA3 = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+_QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
 # Name in tokenizer.ggml.pre -> the steps of the equal tokenizers pre-tokenizer.
 SPLITTERS: dict[str, list[dict[str, Any]]] = {
     "gpt-2": [_BYTE_LEVEL],
     "smollm": [_DIGITS, _BYTE_LEVEL],
     "llama-bpe": [_split(_LLAMA3), _BYTES_ONLY],
+    "qwen2": [_split(_QWEN2), _BYTES_ONLY],
 }
 
 
@@ -46,7 +52,9 @@ def splitter_name(tokenizer: Tokenizer) -> str:
         ExportError: llama.cpp has no splitter that is known to be equal.
     """
     description = json.loads(tokenizer.to_str())
-    if description["normalizer"] is not None:
+    # Qwen's tokenizers compose characters first (NFC), llama.cpp does not: the few texts that are
+    # not composed already get other ids there, as with every Qwen in GGUF.
+    if description["normalizer"] not in (None, {"type": "NFC"}):
         raise ExportError(
             f"the tokenizer normalizes text ({description['normalizer']['type']}), which "
             "llama.cpp's byte-level BPE does not"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from edgekd.export import llama
+from edgekd.export.architectures import deinterleave_rows
 from edgekd.export.blocks import Blocks, GridName, unpack_gguf, unpack_matmul_nbits
 from edgekd.export.checkpoint import Checkpoint
 from edgekd.export.to_onnx import MODEL_FILE
@@ -21,21 +21,22 @@ def read_gguf_blocks(path: Path, checkpoint: Checkpoint) -> Iterator[tuple[str, 
 
     Rows of q and k come in the checkpoint's order.
     """
+    architecture = checkpoint.architecture
     for entry in read_gguf_header(path).tensors:
-        name = llama.to_hf_name(entry.name)
+        name = architecture.to_hf_name(entry.name)
         if name is None or entry.type_name not in ("Q4_0", "Q8_0"):
             continue
         raw = np.fromfile(path, np.uint8, entry.size_bytes, offset=entry.offset_bytes)
         grid: GridName = "q4_0" if entry.type_name == "Q4_0" else "q8_0"
         blocks = unpack_gguf(raw.reshape(entry.shape[1], -1), grid)
-        n_rotated = llama.rotated_heads(
+        n_rotated = architecture.rotated_heads(
             name, checkpoint.config["num_attention_heads"], checkpoint.n_kv_heads
         )
         if n_rotated:
             blocks = Blocks(
                 grid,
-                llama.deinterleave_rows(blocks.codes_NBK, n_rotated),
-                llama.deinterleave_rows(blocks.scales_NB, n_rotated),
+                deinterleave_rows(blocks.codes_NBK, n_rotated),
+                deinterleave_rows(blocks.scales_NB, n_rotated),
             )
         yield name, blocks
 

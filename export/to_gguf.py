@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
+from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, RopeScalingType
 from numpy.typing import NDArray
 
-from edgekd.export import llama
+from edgekd.export.architectures import interleave_rows
 from edgekd.export.blocks import pack_gguf, quantize
 from edgekd.export.checkpoint import Checkpoint, read_licence
 from edgekd.export.gguf_tokenizer import write_tokenizer
 from edgekd.export.plan import Plan, Quant
+from edgekd.export.rope import rope_factors, rope_settings, rope_theta, rotary_dim
 from edgekd.progress import Advance, Progress, Silence
 from edgekd.runtime.chat_template import read_chat_template
 from edgekd.runtime.tokenizer import FileTokenizer
@@ -44,7 +45,7 @@ def write_gguf(
     Raises:
         ExportError: the architecture or the tokenizer has no GGUF form.
     """
-    writer = GGUFWriter(path, llama.GGUF_ARCHITECTURE)
+    writer = GGUFWriter(path, checkpoint.architecture.gguf)
     try:
         _write_metadata(writer, checkpoint, plan)
         write_tokenizer(
@@ -81,9 +82,23 @@ def _write_metadata(writer: GGUFWriter, checkpoint: Checkpoint, plan: Plan) -> N
     writer.add_key_length(checkpoint.head_dim)
     writer.add_value_length(checkpoint.head_dim)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(llama.rope_theta(config))
-    writer.add_rope_dimension_count(checkpoint.head_dim)
     writer.add_vocab_size(config["vocab_size"])
+    if (softcap := config.get("final_logit_softcapping")) is not None:
+        writer.add_final_logit_softcapping(float(softcap))
+    _write_rope(writer, checkpoint)
+
+
+def _write_rope(writer: GGUFWriter, checkpoint: Checkpoint) -> None:
+    config = checkpoint.config
+    writer.add_rope_dimension_count(rotary_dim(config))
+    writer.add_rope_freq_base(rope_theta(config))
+    settings = rope_settings(config)
+    if settings.get("rope_type") == "linear":
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(float(settings["factor"]))
+    if checkpoint.architecture.global_every:
+        writer.add_sliding_window(config["sliding_window"])
+        writer.add_rope_freq_base_swa(rope_theta(config, is_windowed=True))
 
 
 def model_name(checkpoint: Checkpoint) -> str:
@@ -100,8 +115,10 @@ def _declare_tensors(writer: GGUFWriter, checkpoint: Checkpoint, plan: Plan) -> 
             block_bytes = array.shape[-1]
             shape = (shape[0], shape[1] // 32 * block_bytes)
         n_bytes = int(np.prod(shape)) * array.dtype.itemsize
-        writer.add_tensor_info(llama.to_gguf_name(name), shape, array.dtype, n_bytes, ggml_type)
-    if (factors := llama.rope_factors(checkpoint.config)) is not None:
+        writer.add_tensor_info(
+            checkpoint.architecture.to_gguf_name(name), shape, array.dtype, n_bytes, ggml_type
+        )
+    if (factors := _rope_tensor(checkpoint)) is not None:
         writer.add_tensor_info(_ROPE_FACTORS, factors.shape, np.dtype(np.float32), 4 * len(factors))
 
 
@@ -109,14 +126,23 @@ def _write_tensors(
     writer: GGUFWriter, checkpoint: Checkpoint, plan: Plan, advance: Advance
 ) -> None:
     n_heads = checkpoint.config["num_attention_heads"]
+    architecture = checkpoint.architecture
     for number, (name, stored) in enumerate(plan.types.items(), 1):
         tensor = checkpoint.tensor(name)
-        if n_rotated := llama.rotated_heads(name, n_heads, checkpoint.n_kv_heads):
-            tensor = llama.interleave_rows(tensor, n_rotated)
+        if n_rotated := architecture.rotated_heads(name, n_heads, checkpoint.n_kv_heads):
+            tensor = interleave_rows(tensor, n_rotated)
+        if architecture.is_norm(name):
+            tensor = tensor + architecture.norm_offset
         writer.write_tensor_data(_stored_array(tensor, stored))
         advance(number, "tensors")
-    if (factors := llama.rope_factors(checkpoint.config)) is not None:
+    if (factors := _rope_tensor(checkpoint)) is not None:
         writer.write_tensor_data(factors.float().numpy())
+
+
+def _rope_tensor(checkpoint: Checkpoint) -> torch.Tensor | None:
+    """Return the divisors that llama.cpp reads as a tensor: those of Llama 3.1's scaling."""
+    is_linear = rope_settings(checkpoint.config).get("rope_type") == "linear"
+    return None if is_linear else rope_factors(checkpoint.config)
 
 
 def _stored_array(tensor: torch.Tensor, stored: Quant) -> NDArray[Any]:

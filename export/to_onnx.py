@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from edgekd.errors import ExportError
-from edgekd.export import llama
+from edgekd.export.architectures import attention_scale
 from edgekd.export.blocks import BITS, BLOCK_SIZE, Blocks, pack_matmul_nbits, quantize
 from edgekd.export.checkpoint import TOKENIZER_FILES, Checkpoint
 from edgekd.export.onnx_graph import GraphBuilder
 from edgekd.export.plan import Plan
+from edgekd.export.rope import rope_inv_freq, rotary_dim
 
 # B batch, S new tokens, P past tokens, H hidden, K blocks in a row
 
@@ -64,6 +65,7 @@ class _Emitter:
         self.n_kv_heads = checkpoint.n_kv_heads
         self.head_dim = checkpoint.head_dim
         self.eps = float(config["rms_norm_eps"])
+        self.architecture = checkpoint.architecture
 
     def emit(self) -> None:
         b = self.b
@@ -76,8 +78,7 @@ class _Emitter:
         for layer in range(self.checkpoint.n_layers):
             hidden = self._layer(hidden, layer)
         hidden = self._last_positions(self._norm(hidden, "model.norm"))
-        head = "model.embed_tokens" if self.checkpoint.is_tied else "lm_head"
-        self._linear(hidden, head, "logits")
+        self._head(hidden)
         vocab_size = self.checkpoint.config["vocab_size"]
         b.add_output("logits", TensorProto.FLOAT, ["batch", "kept", vocab_size])
 
@@ -91,13 +92,37 @@ class _Emitter:
         axis = b.constant("axis_1", np.array(1, np.int64))
         b.node("Cast", [b.node("Gather", [shape, axis], "mask_length")], "total_length", to=6)
 
+    def _head(self, hidden: str) -> None:
+        """Multiply by the head, and cap the logits where the model does."""
+        b = self.b
+        head = "model.embed_tokens" if self.checkpoint.is_tied else "lm_head"
+        softcap = self.checkpoint.config.get("final_logit_softcapping")
+        if softcap is None:
+            self._linear(hidden, head, "logits")
+            return
+        plain = self._linear(hidden, head, "logits_uncapped")
+        cap = b.constant("softcap", np.array(softcap, np.float32))
+        bounded = b.node("Tanh", [b.node("Div", [plain, cap], "logits_scaled")], "logits_bounded")
+        b.node("Mul", [bounded, cap], "logits")
+
     def _rotary_tables(self) -> None:
-        inv_freq = llama.rope_inv_freq(self.checkpoint.config).numpy()
-        angles = np.outer(np.arange(_n_positions(self.checkpoint)), inv_freq)
-        self.b.weight("cos_cache", np.cos(angles).astype(np.float32))
-        self.b.weight("sin_cache", np.sin(angles).astype(np.float32))
+        """Store cosines and sines of every base: layers with a window may have their own."""
+        for is_windowed in {False, bool(self.architecture.global_every)}:
+            inv_freq = rope_inv_freq(self.checkpoint.config, is_windowed=is_windowed).numpy()
+            angles = np.outer(np.arange(_n_positions(self.checkpoint)), inv_freq)
+            cosines, sines = _rotary_names(is_windowed)
+            self.b.weight(cosines, np.cos(angles).astype(np.float32))
+            self.b.weight(sines, np.sin(angles).astype(np.float32))
 
     def _embedding(self) -> str:
+        """Look the tokens up; Gemma multiplies by the root of the hidden size."""
+        if not self.architecture.scales_embedding:
+            return self._lookup()
+        root = np.array(self.checkpoint.config["hidden_size"] ** 0.5, np.float32)
+        scale = self.b.constant("embedding_scale", root)
+        return self.b.node("Mul", [self._lookup(), scale], "embedding_scaled")
+
+    def _lookup(self) -> str:
         b, name = self.b, "model.embed_tokens.weight"
         grid = self.plan.grid_of(name)
         if grid is None:
@@ -116,18 +141,33 @@ class _Emitter:
         return b.node("Reshape", [blocks, shape], "embedding")
 
     def _layer(self, hidden: str, layer: int) -> str:
-        b, prefix = self.b, f"model.layers.{layer}"
+        b, prefix, has_post_norms = (
+            self.b,
+            f"model.layers.{layer}",
+            self.architecture.has_post_norms,
+        )
         normed = self._norm(hidden, f"{prefix}.input_layernorm")
         attended = self._attention(normed, layer)
+        before_mlp = "post_attention_layernorm"
+        if has_post_norms:
+            attended = self._norm(attended, f"{prefix}.post_attention_layernorm")
+            before_mlp = "pre_feedforward_layernorm"
         hidden = b.node("Add", [hidden, attended], f"{prefix}.after_attention")
-        normed = self._norm(hidden, f"{prefix}.post_attention_layernorm")
-        return b.node("Add", [hidden, self._mlp(normed, f"{prefix}.mlp")], f"{prefix}.output")
+        fed = self._mlp(self._norm(hidden, f"{prefix}.{before_mlp}"), f"{prefix}.mlp")
+        if has_post_norms:
+            fed = self._norm(fed, f"{prefix}.post_feedforward_layernorm")
+        return b.node("Add", [hidden, fed], f"{prefix}.output")
 
     def _attention(self, normed: str, layer: int) -> str:
         prefix = f"model.layers.{layer}.self_attn"
-        queries, keys, values = (
-            self._linear(normed, f"{prefix}.{name}_proj", f"{prefix}.{name}") for name in "qkv"
-        )
+        queries, keys, values = self._queries_keys_values(normed, prefix)
+        window = self.architecture.window(layer, self.checkpoint.config)
+        cosines, sines = _rotary_names(window is not None)
+        does_rotate = self.architecture.has_rope(layer)
+        is_partial = does_rotate and rotary_dim(self.checkpoint.config) < self.head_dim
+        if is_partial:
+            queries = self._rotate(queries, self.n_heads, f"{prefix}.q_rotated", cosines, sines)
+            keys = self._rotate(keys, self.n_kv_heads, f"{prefix}.k_rotated", cosines, sines)
         cache = {}
         for side in ("key", "value"):
             past, present = f"past_key_values.{layer}.{side}", f"present.{layer}.{side}"
@@ -135,30 +175,99 @@ class _Emitter:
             self.b.add_input(past, TensorProto.FLOAT, ["batch", *heads])
             self.b.add_output(present, TensorProto.FLOAT, ["batch", *heads])
             cache[past] = present
+        in_attention = does_rotate and not is_partial
+        inputs = [queries, keys, values, *cache, "seqlens_k", "total_length"]
         attended, *_ = self.b.microsoft_node(
             "GroupQueryAttention",
-            [queries, keys, values, *cache, "seqlens_k", "total_length", "cos_cache", "sin_cache"],
+            [*inputs, cosines, sines] if in_attention else inputs,
             [f"{prefix}.attended", *cache.values()],
             num_heads=self.n_heads,
             kv_num_heads=self.n_kv_heads,
-            scale=self.head_dim**-0.5,
-            do_rotary=1,
+            scale=attention_scale(self.checkpoint.config, self.head_dim),
+            do_rotary=int(in_attention),
             rotary_interleaved=0,
+            local_window_size=-1 if window is None else window,
         )
         return self._linear(attended, f"{prefix}.o_proj", f"{prefix}.output")
 
+    def _queries_keys_values(self, normed: str, prefix: str) -> tuple[str, str, str]:
+        """Return the three projections, normalized per head where the model does."""
+        if self.architecture.has_fused_weights:
+            together = self._linear(normed, f"{prefix}.qkv_proj", f"{prefix}.qkv")
+            sizes = [self.n_heads * self.head_dim, *[self.n_kv_heads * self.head_dim] * 2]
+            queries, keys, values = self._split(together, sizes, f"{prefix}.qkv")
+            return queries, keys, values
+        queries, keys, values = (
+            self._linear(normed, f"{prefix}.{name}_proj", f"{prefix}.{name}") for name in "qkv"
+        )
+        if self.architecture.has_qk_norms:
+            queries = self._head_norm(queries, f"{prefix}.q_norm")
+            keys = self._head_norm(keys, f"{prefix}.k_norm")
+        return queries, keys, values
+
+    def _head_norm(self, packed: str, name: str) -> str:
+        """Normalize every head of [B, S, heads * head_dim] by itself."""
+        b = self.b
+        by_head = b.constant("shape_by_head", np.array([0, 0, -1, self.head_dim], np.int64))
+        heads = b.node("Reshape", [packed, by_head], f"{name}.heads")
+        flat = b.constant("shape_flat", np.array([0, 0, -1], np.int64))
+        return b.node("Reshape", [self._norm(heads, name), flat], f"{name}.flat")
+
+    def _rotate(self, packed: str, n_heads: int, name: str, cosines: str, sines: str) -> str:
+        """Rotate the first channels of every head; GroupQueryAttention would rotate all."""
+        rotated, *_ = self.b.microsoft_node(
+            "RotaryEmbedding",
+            [packed, self._positions(), cosines, sines],
+            [name],
+            num_heads=n_heads,
+            rotary_embedding_dim=rotary_dim(self.checkpoint.config),
+            interleaved=0,
+        )
+        return rotated
+
+    def _positions(self) -> str:
+        """Return the place of each new token [B, S], from the attention mask."""
+        b = self.b
+        if not b.has("position_ids"):
+            axis = b.constant("axis_one", np.array(1, np.int64))
+            seen = b.node("CumSum", ["attention_mask", axis], "mask_cumsum")
+            one = b.constant("one", np.array([1], np.int64))
+            places = b.node("Sub", [seen, one], "all_positions")
+            shape = b.node("Shape", ["input_ids"], "ids_shape")
+            n_new = b.node("Gather", [shape, one], "n_new")
+            start = b.node("Neg", [n_new], "first_new")
+            end = b.constant("no_end", np.array([np.iinfo(np.int64).max], np.int64))
+            b.node("Slice", [places, start, end, one], "position_ids")
+        return "position_ids"
+
+    def _split(self, together: str, sizes: list[int], prefix: str) -> list[str]:
+        parts = [f"{prefix}.part_{index}" for index in range(len(sizes))]
+        lengths = self.b.constant(f"{prefix}.sizes", np.array(sizes, np.int64))
+        return self.b.split(together, lengths, parts)
+
     def _mlp(self, normed: str, prefix: str) -> str:
         b = self.b
-        gate = self._linear(normed, f"{prefix}.gate_proj", f"{prefix}.gate")
-        up = self._linear(normed, f"{prefix}.up_proj", f"{prefix}.up")
-        sigmoid = b.node("Sigmoid", [gate], f"{prefix}.sigmoid")
-        silu = b.node("Mul", [gate, sigmoid], f"{prefix}.silu")
-        gated = b.node("Mul", [silu, up], f"{prefix}.gated")
+        if self.architecture.has_fused_weights:
+            together = self._linear(normed, f"{prefix}.gate_up_proj", f"{prefix}.gate_up")
+            size = self.checkpoint.config["intermediate_size"]
+            gate, up = self._split(together, [size, size], f"{prefix}.gate_up")
+        else:
+            gate = self._linear(normed, f"{prefix}.gate_proj", f"{prefix}.gate")
+            up = self._linear(normed, f"{prefix}.up_proj", f"{prefix}.up")
+        gated = b.node("Mul", [self._activate(gate, prefix), up], f"{prefix}.gated")
         return self._linear(gated, f"{prefix}.down_proj", f"{prefix}.output")
+
+    def _activate(self, gate: str, prefix: str) -> str:
+        b = self.b
+        if self.architecture.activation == "gelu_tanh":
+            return b.node("Gelu", [gate], f"{prefix}.gelu", approximate="tanh")
+        sigmoid = b.node("Sigmoid", [gate], f"{prefix}.sigmoid")
+        return b.node("Mul", [gate, sigmoid], f"{prefix}.silu")
 
     def _norm(self, hidden: str, name: str) -> str:
         """RMSNorm; ONNX Runtime fuses it with the residual before it."""
-        weight = self.b.weight(f"{name}.weight", self._float(f"{name}.weight"))
+        offset = np.float32(self.architecture.norm_offset)
+        weight = self.b.weight(f"{name}.weight", self._float(f"{name}.weight") + offset)
         return self.b.node(
             "RMSNormalization",
             [hidden, weight],
@@ -231,6 +340,11 @@ class _Emitter:
     def _float(self, name: str) -> NDArray[np.float32]:
         array: NDArray[np.float32] = self.checkpoint.tensor(name).to(torch.float32).numpy()
         return array
+
+
+def _rotary_names(is_windowed: bool) -> tuple[str, str]:
+    prefix = "local_" if is_windowed else ""
+    return f"{prefix}cos_cache", f"{prefix}sin_cache"
 
 
 def _n_positions(checkpoint: Checkpoint) -> int:
