@@ -98,7 +98,12 @@ def train(teacher: str | None, cache: str | None, student: str, text: str) -> No
     from edgekd.distill.recipe import Job, Recipe
 
     recipe = Recipe(
-        steps=N_STEPS, row_tokens=ROW_TOKENS, rows_per_step=4, compile="full", save_steps=10_000
+        steps=N_STEPS,
+        row_tokens=ROW_TOKENS,
+        rows_per_step=4,
+        compile="full",
+        head_precision="auto",
+        save_steps=10_000,
     )
     job = Job(teacher=teacher, cache=cache, student=student, data=[text], recipe=recipe)
     with tempfile.TemporaryDirectory() as folder:

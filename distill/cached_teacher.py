@@ -157,12 +157,16 @@ def measure_cached(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return forward KL [C] and its gradient [C, V]; ``rest_C`` is learned as one sum."""
     weights_CE = weights_CE.to(student_CV.dtype)
-    log_q_CV = (student_CV / options.temperature).log_softmax(-1)
-    log_q_CE = log_q_CV.gather(1, ids_CE)
+    scaled_CV = student_CV / options.temperature
+    largest_C1 = scaled_CV.amax(-1, keepdim=True)
+    exponentials_CV = (scaled_CV - largest_C1).exp()
+    total_C1 = exponentials_CV.sum(-1, keepdim=True)
+    log_q_CE = scaled_CV.gather(1, ids_CE) - largest_C1 - total_C1.log()
     is_entry_CE = weights_CE > 0
     rest_q_C = (1 - (log_q_CE.exp() * is_entry_CE).sum(-1)).clamp(min=1e-9)
     value_C = -(weights_CE * log_q_CE).sum(-1) - rest_C * rest_q_C.log() - entropy_C
     pull_C1 = (rest_C / rest_q_C)[:, None]
     factor_C1 = weights_CE.sum(-1, keepdim=True) + rest_C[:, None] - pull_C1
     correction_CE = pull_C1 * log_q_CE.exp() * is_entry_CE - weights_CE
-    return value_C, (log_q_CV.exp() * factor_C1).scatter_add(1, ids_CE, correction_CE)
+    grad_CV = exponentials_CV * (factor_C1 / total_C1)
+    return value_C, grad_CV.scatter_add(1, ids_CE, correction_CE)
