@@ -276,7 +276,8 @@ def _make_trainer(
 ) -> DistillTrainer:
     callbacks: list[TrainerCallback] = []
     if recipe.grid != "none":
-        callbacks.append(GridCallback(model.student, make_plan(pupil, recipe.grid).grids()))
+        plan = make_plan(pupil, recipe.grid, recipe.grid_head)
+        callbacks.append(GridCallback(model.student, plan.grids()))
     if recipe.head_precision == "auto":
         callbacks.append(HeadPrecisionCallback(model, BF16_HEADS_ABOVE_NATS))
     if recipe.patience and text.held_out_rows:

@@ -50,6 +50,9 @@ class Recipe:
     hard_label_weight: float = _setting(0.0, "0 distils, 1 trains without the teacher.")
     match_hidden: float = _setting(0.0, "Weight of the distance between last hidden states.")
     grid: Literal["none", "q4_0"] = _setting("none", "q4_0 trains on the int4 grid that ships.")
+    grid_head: Literal["q8_0", "q4_0"] = _setting(
+        "q8_0", "Grid of embedding and head, with --grid q4_0; export with the same --head."
+    )
     save_steps: int = _setting(50, "Steps between checkpoints.")
     seed: int = _setting(0, "Of order and initial state.")
     precision: Literal["auto", "bf16", "fp32"] = _setting("auto", "Of the backbones.")

@@ -10,7 +10,7 @@ from edgekd.errors import ExportError, ModelError
 from edgekd.export.architectures import architecture_of
 from edgekd.export.checkpoint import Checkpoint, open_checkpoint, read_licence
 from edgekd.export.from_gguf import gguf_to_checkpoint, write_text_side
-from edgekd.export.plan import Plan, make_plan, parse_quant
+from edgekd.export.plan import HeadQuant, Plan, make_plan, parse_quant
 from edgekd.export.to_gguf import write_gguf
 from edgekd.export.to_onnx import write_onnx
 from edgekd.export.verify import verify_against_checkpoint
@@ -35,12 +35,14 @@ def export_model(
     out: Path,
     *,
     quant: str = "q4_0",
+    head: HeadQuant = "q8_0",
     revision: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write ``model`` to ``out``, verify it, and return its manifest's verification.
 
-    The artifact appears at ``out`` only once it has passed every check.
+    ``head`` is the grid of embedding and head in a q4_0 artifact. The artifact appears at ``out``
+    only once it has passed every check.
 
     Raises:
         ExportError: the model has no such form.
@@ -49,7 +51,7 @@ def export_model(
     """
     with as_checkpoint(model, revision) as checkpoint:
         architecture_of(checkpoint.config)  # before anything is written
-        plan = make_plan(checkpoint, parse_quant(quant))
+        plan = make_plan(checkpoint, parse_quant(quant), head)
         if output_format == "gguf":
             return _export_gguf(checkpoint, plan, out, progress or Silence())
         return _export_onnx(checkpoint, plan, out, progress or Silence())
@@ -106,7 +108,7 @@ def _manifest(
         kind="artifact",
         files=describe_files(files),
         made_from=[source],
-        recipe={"quant": plan.quant, "tensor_types": plan.types},
+        recipe={"quant": plan.quant, "head": plan.head, "tensor_types": plan.types},
         verification=report,
         licence=read_licence(checkpoint.folder),
     )

@@ -129,7 +129,9 @@ class _Emitter:
             table = b.weight(name, self.checkpoint.tensor(name).numpy())
             return b.node("Gather", [table, "input_ids"], "embedding")
         codes, scales = self._block_weights(name)
-        picked = b.node("Gather", [codes, "input_ids"], "embedding_codes")  # [B, S, K, 32]
+        picked = b.node("Gather", [codes, "input_ids"], "embedding_codes")  # [B, S, K, 16 or 32]
+        if BITS[grid] == 4:
+            picked = self._unpack_pairs(picked)
         codes_f32 = b.node("Cast", [picked], "embedding_codes_f32", to=TensorProto.FLOAT)
         zero_point = b.constant("zero_point", np.array(1 << (BITS[grid] - 1), np.float32))
         signed = b.node("Sub", [codes_f32, zero_point], "embedding_signed")
@@ -139,6 +141,19 @@ class _Emitter:
         blocks = b.node("Mul", [signed, column], "embedding_blocks")
         shape = b.constant("embedding_shape", np.array([0, 0, -1], np.int64))
         return b.node("Reshape", [blocks, shape], "embedding")
+
+    def _unpack_pairs(self, packed: str) -> str:
+        """Return the two codes of every byte side by side."""
+        b = self.b
+        mask = b.constant("low_nibble", np.array(15, np.uint8))
+        four = b.constant("four_bits", np.array(4, np.uint8))
+        low = b.node("BitwiseAnd", [packed, mask], "embedding_low")
+        high = b.node("BitShift", [packed, four], "embedding_high", direction="RIGHT")
+        last = b.constant("axis_last", np.array([-1], np.int64))
+        columns = [b.node("Unsqueeze", [half, last], f"{half}_column") for half in (low, high)]
+        pairs = b.node("Concat", columns, "embedding_pairs", axis=-1)
+        shape = b.constant("shape_of_blocks", np.array([0, 0, 0, BLOCK_SIZE], np.int64))
+        return b.node("Reshape", [pairs, shape], "embedding_unpacked")
 
     def _layer(self, hidden: str, layer: int) -> str:
         b, prefix, has_post_norms = (

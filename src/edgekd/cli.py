@@ -6,7 +6,7 @@ Nothing heavy is imported before a command runs, so ``--help`` stays instant.
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -66,6 +66,9 @@ def export(
     format: Annotated[str, typer.Option(help="gguf or onnx.")],
     out: Annotated[Path, typer.Option(help="File (gguf) or folder (onnx) to write.")],
     quant: Annotated[str, typer.Option(help="f32, f16, q8_0, q4_0 (int4).")] = "q4_0",
+    head: Annotated[
+        Literal["q8_0", "q4_0"], typer.Option(help="Of embedding and head, with q4_0.")
+    ] = "q8_0",
     revision: Revision = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -81,6 +84,7 @@ def export(
         "gguf" if format == "gguf" else "onnx",
         out,
         quant=quant,
+        head=head,
         revision=revision,
         progress=make_progress(quiet),
     )
@@ -114,7 +118,8 @@ def verify(
 
         make_progress(quiet).say(f"comparing weights, tokenizer and logits with {reference}")
         checkpoint = open_checkpoint(reference)
-        plan = make_plan(checkpoint, parse_quant(manifest["recipe"]["quant"]))
+        recipe = manifest["recipe"]
+        plan = make_plan(checkpoint, parse_quant(recipe["quant"]), recipe.get("head", "q8_0"))
         report |= verify_against_checkpoint(artifact, checkpoint, plan)
     print_result(report, as_json, f"{artifact}: good\n{json.dumps(report, indent=2)}")
 

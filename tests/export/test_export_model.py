@@ -7,7 +7,7 @@ from edgekd.errors import ExportError, VerificationError
 from edgekd.export.blocks import quantize
 from edgekd.export.checkpoint import Checkpoint
 from edgekd.export.export_model import Format, export_model
-from edgekd.export.plan import make_plan
+from edgekd.export.plan import HeadQuant, make_plan
 from edgekd.export.read_back import read_gguf_blocks, read_onnx_blocks
 from edgekd.export.verify import blocks_equal, check_blocks
 from edgekd.manifest import check_files, manifest_path, read_manifest
@@ -74,3 +74,17 @@ def test_another_architecture_is_refused_before_anything_is_written(
     with pytest.raises(ExportError, match="architecture Other cannot be exported"):
         export_model(str(folder), "gguf", tmp_path / "out" / "x.gguf")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("output_format", ["gguf", "onnx"])
+def test_a_head_of_four_bits_is_smaller_and_verified(
+    output_format: Format, tiny_folder: Path, tmp_path: Path
+) -> None:
+    heads: tuple[HeadQuant, ...] = ("q8_0", "q4_0")
+    sizes = {}
+    for head in heads:
+        out = tmp_path / (f"{head}.gguf" if output_format == "gguf" else head)
+        report = export_model(str(tiny_folder), output_format, out, head=head)
+        sizes[head] = report["bytes"]
+        assert read_manifest(manifest_path(out))["recipe"]["head"] == head
+    assert sizes["q4_0"] < sizes["q8_0"] - 10_000
