@@ -87,7 +87,7 @@ def sizes_within(
     for thousandth in range(1000, 0, -1):
         sizes = _scaled(full, thousandth / 1000, way)
         if cost(checkpoint, sizes) <= budget:
-            return sizes
+            return _filled(sizes, full, way, lambda wanted: cost(checkpoint, wanted) <= budget)
     smallest = _scaled(full, 0.001, way)
     raise RecipeError(
         f"too small a target: pruned by {way} at least {count_parameters(checkpoint, smallest)} "
@@ -139,6 +139,23 @@ def _largest(values: torch.Tensor, n_keep: int, what: str) -> list[int] | None:
     if not 1 <= n_keep < len(values):
         raise RecipeError(f"cannot keep {n_keep} of {len(values)} {what}")
     return sorted(values.topk(n_keep).indices.tolist())
+
+
+def _filled(sizes: Sizes, full: Sizes, way: Way, fits: Callable[[Sizes], bool]) -> Sizes:
+    """Return ``sizes`` with layers and neurons added while they fit, the scarcer first.
+
+    Hidden channels and heads go in coarse steps, which leave room.
+    """
+    while True:
+        wider = replace(sizes, neurons=min(sizes.neurons + _STEP, full.neurons))
+        deeper = replace(sizes, layers=min(sizes.layers + 1, full.layers))
+        tried = {"depth": [deeper], "width": [wider], "both": [deeper, wider]}[way]
+        if way == "both" and sizes.layers / full.layers > sizes.neurons / full.neurons:
+            tried.reverse()
+        grown = next((larger for larger in tried if larger != sizes and fits(larger)), None)
+        if grown is None:
+            return sizes
+        sizes = grown
 
 
 def _scaled(full: Sizes, factor: float, way: Way) -> Sizes:
