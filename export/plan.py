@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from edgekd.errors import ExportError
-from edgekd.export.blocks import BLOCK_SIZE, GridName
+from edgekd.export.blocks import BITS, BLOCK_SIZE, GridName
 from edgekd.export.checkpoint import Checkpoint
+from edgekd.export.k_quants import K_TYPES, MIXTURES, KType, Mixture, mixture_types
 
-Quant = Literal["f32", "f16", "q8_0", "q4_0"]
+Quant = Literal["f32", "f16", "q8_0", "q4_0", "q4_k_m", "q5_k_m", "q6_k"]
 QUANTS: tuple[Quant, ...] = get_args(Quant)
 HeadQuant = Literal["q8_0", "q4_0"]
 _ALIASES: dict[str, Quant] = {"int4": "q4_0", "int8": "q8_0"}
@@ -23,18 +24,26 @@ class Plan:
     """Checkpoint tensor name to the type it is stored in."""
 
     quant: Quant
-    types: dict[str, Quant]
+    types: dict[str, str]
+    """Of each tensor: f32, f16, a grid, or in GGUF one of ggml's other types."""
     head: HeadQuant = "q8_0"
     """Of embedding and head, where the other matrices are q4_0."""
 
     def grid_of(self, name: str) -> GridName | None:
         """Return the grid of the tensor ``name``; none where it is stored as float."""
-        stored = self.types[name]
-        return stored if stored == "q4_0" or stored == "q8_0" else None
+        return next((grid for grid in BITS if grid == self.types[name]), None)
+
+    def k_types(self) -> dict[str, KType]:
+        """Return the tensors that have one of ggml's other types."""
+        return {name: kind for name in self.types if (kind := _as_k_type(self.types[name]))}
 
     def grids(self) -> dict[str, GridName]:
         """Return the tensors that lie on a grid."""
         return {name: grid for name in self.types if (grid := self.grid_of(name))}
+
+
+def _as_k_type(stored: str) -> KType | None:
+    return next((known for known in K_TYPES if known == stored), None)
 
 
 def parse_quant(name: str) -> Quant:
@@ -58,7 +67,9 @@ def make_plan(checkpoint: Checkpoint, quant: Quant, head: HeadQuant = "q8_0") ->
     Raises:
         ExportError: a matrix has rows that the grid cannot hold.
     """
-    types = {}
+    if quant in MIXTURES:
+        return _mixture_plan(checkpoint, quant)
+    types: dict[str, str] = {}
     faults = []
     for name in checkpoint.shard_of:
         shape = checkpoint.shape(name)
@@ -72,6 +83,11 @@ def make_plan(checkpoint: Checkpoint, quant: Quant, head: HeadQuant = "q8_0") ->
             f"{' and more' if len(faults) > 3 else ''}; export as f16"
         )
     return Plan(quant, types, head)
+
+
+def _mixture_plan(checkpoint: Checkpoint, quant: Mixture) -> Plan:
+    matrices, _ = mixture_types(checkpoint, quant)
+    return Plan(quant, {name: matrices.get(name, "f32") for name in checkpoint.shard_of})
 
 
 def _type_of(name: str, n_dims: int, quant: Quant, head: HeadQuant) -> Quant:

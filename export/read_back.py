@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
+from numpy.typing import NDArray
 
 from edgekd.export.architectures import deinterleave_rows
 from edgekd.export.blocks import Blocks, GridName, unpack_gguf, unpack_matmul_nbits
 from edgekd.export.checkpoint import Checkpoint
+from edgekd.export.k_quants import K_TYPES
 from edgekd.export.to_onnx import MODEL_FILE
 from edgekd.runtime.gguf_header import read_gguf_header
 
@@ -39,6 +42,21 @@ def read_gguf_blocks(path: Path, checkpoint: Checkpoint) -> Iterator[tuple[str, 
                 deinterleave_rows(blocks.scales_NB, n_rotated),
             )
         yield name, blocks
+
+
+def read_gguf_rows(path: Path, checkpoint: Checkpoint) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Yield checkpoint name and bytes [N, row] of every tensor of another type than the grid's."""
+    architecture = checkpoint.architecture
+    n_heads, n_groups = checkpoint.config["num_attention_heads"], checkpoint.n_kv_heads
+    for entry in read_gguf_header(path).tensors:
+        name = architecture.to_hf_name(entry.name)
+        if name is None or entry.type_name.lower() not in K_TYPES:
+            continue
+        raw = np.fromfile(path, np.uint8, entry.size_bytes, offset=entry.offset_bytes)
+        rows = torch.from_numpy(raw.reshape(entry.shape[1], -1))
+        if n_rotated := architecture.rotated_heads(name, n_heads, n_groups):
+            rows = deinterleave_rows(rows, n_rotated)
+        yield name, rows.numpy()
 
 
 def read_onnx_blocks(folder: Path) -> Iterator[tuple[str, Blocks]]:

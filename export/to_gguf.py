@@ -8,13 +8,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, RopeScalingType
+from gguf import (
+    GGML_QUANT_SIZES,
+    GGMLQuantizationType,
+    GGUFWriter,
+    LlamaFileType,
+    RopeScalingType,
+)
 from numpy.typing import NDArray
 
 from edgekd.export.architectures import interleave_rows
 from edgekd.export.blocks import pack_gguf, quantize
 from edgekd.export.checkpoint import Checkpoint, read_licence
 from edgekd.export.gguf_tokenizer import write_tokenizer
+from edgekd.export.k_quants import quantize_rows
 from edgekd.export.plan import Plan, Quant
 from edgekd.export.rope import rope_factors, rope_settings, rope_theta, rotary_dim
 from edgekd.progress import Advance, Progress, Silence
@@ -22,18 +29,16 @@ from edgekd.runtime.chat_template import read_chat_template
 from edgekd.runtime.tokenizer import FileTokenizer
 from edgekd.units import format_count
 
-_GGML_TYPES: dict[Quant, GGMLQuantizationType] = {
-    "f32": GGMLQuantizationType.F32,
-    "f16": GGMLQuantizationType.F16,
-    "q8_0": GGMLQuantizationType.Q8_0,
-    "q4_0": GGMLQuantizationType.Q4_0,
-}
 _FILE_TYPES: dict[Quant, LlamaFileType] = {
     "f32": LlamaFileType.ALL_F32,
     "f16": LlamaFileType.MOSTLY_F16,
     "q8_0": LlamaFileType.MOSTLY_Q8_0,
     "q4_0": LlamaFileType.MOSTLY_Q4_0,
+    "q4_k_m": LlamaFileType.MOSTLY_Q4_K_M,
+    "q5_k_m": LlamaFileType.MOSTLY_Q5_K_M,
+    "q6_k": LlamaFileType.MOSTLY_Q6_K,
 }
+_FLOATS: dict[str, type[np.floating[Any]]] = {"f32": np.float32, "f16": np.float16}
 _ROPE_FACTORS = "rope_freqs.weight"
 
 
@@ -108,16 +113,15 @@ def model_name(checkpoint: Checkpoint) -> str:
 
 def _declare_tensors(writer: GGUFWriter, checkpoint: Checkpoint, plan: Plan) -> None:
     for name, stored in plan.types.items():
-        ggml_type = _GGML_TYPES[stored]
-        array = _stored_array(torch.zeros(1, 32), stored)  # only its element type matters here
+        ggml_type = GGMLQuantizationType[stored.upper()]
         shape = checkpoint.shape(name)
-        if plan.grid_of(name):
-            block_bytes = array.shape[-1]
-            shape = (shape[0], shape[1] // 32 * block_bytes)
-        n_bytes = int(np.prod(shape)) * array.dtype.itemsize
-        writer.add_tensor_info(
-            checkpoint.architecture.to_gguf_name(name), shape, array.dtype, n_bytes, ggml_type
-        )
+        dtype = np.dtype(_FLOATS.get(stored, np.uint8))
+        if stored not in _FLOATS:
+            block, block_bytes = GGML_QUANT_SIZES[ggml_type]
+            shape = (shape[0], shape[1] // block * block_bytes)
+        n_bytes = int(np.prod(shape)) * dtype.itemsize
+        gguf_name = checkpoint.architecture.to_gguf_name(name)
+        writer.add_tensor_info(gguf_name, shape, dtype, n_bytes, ggml_type)
     if (factors := _rope_tensor(checkpoint)) is not None:
         writer.add_tensor_info(_ROPE_FACTORS, factors.shape, np.dtype(np.float32), 4 * len(factors))
 
@@ -127,13 +131,13 @@ def _write_tensors(
 ) -> None:
     n_heads = checkpoint.config["num_attention_heads"]
     architecture = checkpoint.architecture
-    for number, (name, stored) in enumerate(plan.types.items(), 1):
+    for number, name in enumerate(plan.types, 1):
         tensor = checkpoint.tensor(name)
         if n_rotated := architecture.rotated_heads(name, n_heads, checkpoint.n_kv_heads):
             tensor = interleave_rows(tensor, n_rotated)
         if architecture.is_norm(name):
             tensor = tensor + architecture.norm_offset
-        writer.write_tensor_data(_stored_array(tensor, stored))
+        writer.write_tensor_data(_stored_array(tensor, name, plan))
         advance(number, "tensors")
     if (factors := _rope_tensor(checkpoint)) is not None:
         writer.write_tensor_data(factors.float().numpy())
@@ -145,7 +149,9 @@ def _rope_tensor(checkpoint: Checkpoint) -> torch.Tensor | None:
     return None if is_linear else rope_factors(checkpoint.config)
 
 
-def _stored_array(tensor: torch.Tensor, stored: Quant) -> NDArray[Any]:
-    if stored == "q4_0" or stored == "q8_0":
-        return pack_gguf(quantize(tensor, stored))
-    return tensor.numpy().astype(np.float16 if stored == "f16" else np.float32)
+def _stored_array(tensor: torch.Tensor, name: str, plan: Plan) -> NDArray[Any]:
+    if (grid := plan.grid_of(name)) is not None:
+        return pack_gguf(quantize(tensor, grid))
+    if (kind := plan.k_types().get(name)) is not None:
+        return quantize_rows(tensor, kind)
+    return tensor.numpy().astype(_FLOATS[plan.types[name]])

@@ -41,8 +41,10 @@ def write_onnx(checkpoint: Checkpoint, plan: Plan, folder: Path) -> None:
     Raises:
         ExportError: the plan asks for a type that the graph does not have.
     """
-    if plan.quant == "f16":
-        raise ExportError("ONNX export knows f32, q8_0 and q4_0; f16 has no kernels on the CPU")
+    if plan.quant not in ("f32", "q8_0", "q4_0"):
+        raise ExportError(
+            f"ONNX export knows f32, q8_0 and q4_0; {plan.quant} has no kernels on the CPU"
+        )
     builder = GraphBuilder(folder / DATA_FILE)
     _Emitter(builder, checkpoint, plan).emit()
     builder.save(folder / MODEL_FILE, "edgekd", _OPSET)

@@ -12,13 +12,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from edgekd.errors import VerificationError
 from edgekd.export.blocks import Blocks, fake_quantize, quantize
 from edgekd.export.checkpoint import Checkpoint
+from edgekd.export.k_quants import dequantize_rows, quantize_rows
 from edgekd.export.plan import Plan, Quant
-from edgekd.export.read_back import read_gguf_blocks, read_onnx_blocks
+from edgekd.export.read_back import read_gguf_blocks, read_gguf_rows, read_onnx_blocks
 from edgekd.runtime.chat_template import read_chat_template
 from edgekd.runtime.fidelity import Fidelity, GreedyAgreement, compare_engines, compare_greedy
 from edgekd.runtime.loading import LoadedModel, open_model
@@ -72,6 +74,9 @@ _LIMITS: dict[Quant, Limit] = {
     "f16": _FLOAT,
     "q8_0": _INT8_ACTIVATIONS,
     "q4_0": _INT8_ACTIVATIONS,
+    "q4_k_m": _INT8_ACTIVATIONS,
+    "q5_k_m": _INT8_ACTIVATIONS,
+    "q6_k": _INT8_ACTIVATIONS,
 }
 
 
@@ -139,7 +144,18 @@ def check_blocks(artifact: Path, checkpoint: Checkpoint, plan: Plan) -> int:
             continue
         if stored is None or not blocks_equal(stored, expected):
             raise VerificationError(f"{artifact}: matrix {name} is not the checkpoint's on {grid}")
-    return len(found)
+    return len(found) + _check_rows(artifact, checkpoint, plan)
+
+
+def _check_rows(artifact: Path, checkpoint: Checkpoint, plan: Plan) -> int:
+    """Return how many matrices of ggml's other types hold the bytes that they should."""
+    kinds = plan.k_types()
+    stored = dict(read_gguf_rows(artifact, checkpoint)) if kinds else {}
+    for name, kind in kinds.items():
+        rows = stored.get(name)
+        if rows is None or not np.array_equal(rows, quantize_rows(checkpoint.tensor(name), kind)):
+            raise VerificationError(f"{artifact}: matrix {name} is not the checkpoint's as {kind}")
+    return len(kinds)
 
 
 def blocks_equal(one: Blocks, other: Blocks) -> bool:
@@ -192,4 +208,6 @@ def rounded_model(checkpoint: Checkpoint, plan: Plan) -> Any:
     with torch.no_grad():
         for name, grid in plan.grids().items():
             parameters[name].copy_(fake_quantize(parameters[name], grid))
+        for name, kind in plan.k_types().items():
+            parameters[name].copy_(dequantize_rows(quantize_rows(parameters[name], kind), kind))
     return model
