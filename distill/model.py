@@ -166,8 +166,7 @@ def document_mask(segment_ids_BT: torch.Tensor) -> torch.Tensor:
 def compile_layers(model: Any) -> None:
     """Compile each decoder layer of ``model``: one compilation serves all of them.
 
-    Recomputing a tenth of what a layer would keep for its backward costs next to no time and a
-    third of its memory: benchmarks/results/distill_vs_trl.json.
+    The memory budget has the compiler recompute what is cheap instead of keeping it for backward.
     """
     torch._functorch.config.activation_memory_budget = 0.9
     for layer in model.get_decoder().layers:
