@@ -5,6 +5,7 @@ appended to a JSONL file one by one; a run that was killed goes on with the firs
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -132,13 +133,21 @@ def _count_answered(out: Path, asked: list[Messages]) -> int:
         return 0
     content = out.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
-    lines = whole.decode("utf-8").splitlines()
+    lines = whole.decode("utf-8", "replace").splitlines()
     for number, (line, messages) in enumerate(zip(lines, asked, strict=False), 1):
-        if json.loads(line)["messages"][:-1] != messages:
+        if _answered(line) != messages:
             raise DataError(f"{out}, line {number} answers another prompt; choose another --out")
     if len(whole) < len(content):
-        out.write_bytes(whole)
+        os.truncate(out, len(whole))
     return min(len(lines), len(asked))
+
+
+def _answered(line: str) -> Messages | None:
+    """Return the messages that a line of ours answers; None if it is no such line."""
+    try:
+        return list(json.loads(line)["messages"][:-1])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from edgekd.distill.cached_teacher import template_sha256
 from edgekd.distill.data import Document, read_documents
 from edgekd.distill.packing import cut
 from edgekd.distill.vocabulary import vocabulary_sha256, vocabulary_size
-from edgekd.errors import OutputError, RecipeError
+from edgekd.errors import DataError, OutputError, RecipeError
 from edgekd.export.export_model import as_text_side
 from edgekd.progress import Progress, Silence
 from edgekd.runtime.chat_template import read_chat_template
@@ -153,7 +153,8 @@ def _capture_shards(
     rank, n_ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     n_tokens = sum(len(sample.ids) for shard in shards for _, sample in shard)
     ours = [number for number in range(len(shards)) if number % n_ranks == rank]
-    missing = [number for number in ours if finished_shard(out, number) is None]
+    keys_of = [[key for key, _ in shard] for shard in shards]
+    missing = [n for n in ours if finished_shard(out, n, keys_of[n]) is None]
     done = n_tokens - sum(len(sample.ids) for number in missing for _, sample in shards[number])
     with progress.track("token", n_tokens, done) as advance:
         for number in missing:
@@ -162,13 +163,14 @@ def _capture_shards(
                 records.append(source.records(key, sample, identity))
                 done += len(sample.ids)
                 advance(done, f"shard {number + 1} of {len(shards)}")
-            keys = [key for key, _ in shards[number]]
-            write_shard(out, number, keys, records, identity.vocab_size)
+            write_shard(out, number, keys_of[number], records, identity.vocab_size)
     if n_ranks > 1:
         _wait_for_all_ranks()
-    descriptions = [finished_shard(out, number) for number in range(len(shards))]
     if rank == 0:
-        write_index(out, identity, [entry for entry in descriptions if entry])
+        found = [finished_shard(out, number, keys) for number, keys in enumerate(keys_of)]
+        if lost := [number for number, entry in enumerate(found) if entry is None]:
+            raise DataError(f"shards {lost} of {out} are missing; run edgekd cache again")
+        write_index(out, identity, [entry for entry in found if entry])
 
 
 def _wait_for_all_ranks() -> None:

@@ -34,6 +34,7 @@ from edgekd.files import atomic_file, sha256_of, write_text_atomic
 
 SCHEMA_VERSION = 1
 INDEX = "cache.json"
+_MAX_TWO_BYTE_IDS = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +99,16 @@ def sample_key(sample: Document) -> bytes:
     return hashlib.sha256(ids + bytes(sample.learned)).digest()
 
 
+def largest_record_bytes(
+    vocab_size: int, top_k: int, tail_samples: int, n_temperatures: int
+) -> int:
+    """Return the bytes that one position takes at most."""
+    id_bytes = 2 if vocab_size <= _MAX_TWO_BYTE_IDS else 3
+    n_head = min(top_k, 4)
+    codes = 2 * n_head + (top_k - n_head) + tail_samples
+    return 2 + id_bytes * (top_k + tail_samples) + codes + 2 * (n_temperatures - 1) + n_temperatures
+
+
 def write_shard(
     folder: Path, number: int, keys: Sequence[bytes], records: Sequence[Records], vocab_size: int
 ) -> None:
@@ -119,6 +130,7 @@ def write_shard(
     description = {
         "file": path.name,
         "sha256": sha256_of(path),
+        "keys_sha256": _hash_keys(keys),
         "bytes": path.stat().st_size,
         "samples": len(keys),
         "positions": len(joined.n_top_P),
@@ -138,14 +150,22 @@ def _sizes(records: Records) -> list[int]:
     return [len(array) for array in counted]
 
 
-def finished_shard(folder: Path, number: int) -> dict[str, Any] | None:
-    """Return the description of shard ``number`` if it was written to its end and is unchanged."""
+def finished_shard(folder: Path, number: int, keys: Sequence[bytes]) -> dict[str, Any] | None:
+    """Return the description of shard ``number`` if it is whole, unchanged, and holds ``keys``.
+
+    Another shard of that number, as of other data, is none: it will be written anew.
+    """
     path = _shard_path(folder, number)
     try:
         description: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
-        return description if sha256_of(path) == description["sha256"] else None
-    except (OSError, ValueError, KeyError):
+        is_ours = description["keys_sha256"] == _hash_keys(keys)
+        return description if is_ours and sha256_of(path) == description["sha256"] else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _hash_keys(keys: Sequence[bytes]) -> str:
+    return hashlib.sha256(b"".join(keys)).hexdigest()
 
 
 def begin(folder: Path, identity: Identity) -> None:
@@ -303,7 +323,7 @@ def _shard_path(folder: Path, number: int) -> Path:
 
 def _pack_ids(ids_E: NDArray[np.uint32], vocab_size: int) -> NDArray[Any]:
     """Return ids in 2 bytes where the vocabulary allows, else in 3."""
-    if vocab_size <= 1 << 16:
+    if vocab_size <= _MAX_TWO_BYTE_IDS:
         return ids_E.astype(np.uint16)
     return ids_E.astype("<u4").view(np.uint8).reshape(-1, 4)[:, :3]
 

@@ -23,7 +23,6 @@ from edgekd.runtime.tokenizer import FileTokenizer
 class CachedTarget:
     """Sparse estimates of the teacher's distribution at N positions."""
 
-    is_comparable = True
     weights_N: torch.Tensor | None = None
 
     def __init__(self, sparse: Sparse, device: torch.device) -> None:

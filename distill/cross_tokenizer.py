@@ -49,8 +49,6 @@ def align(sample: Document, student: FileTokenizer, teacher: FileTokenizer) -> A
 class RankedTarget:
     """The teacher's head on its hidden states, where there are any for a position."""
 
-    is_comparable = False
-
     def __init__(
         self, hidden_NH: torch.Tensor, head_WH: torch.Tensor, weights_N: torch.Tensor
     ) -> None:
@@ -63,9 +61,9 @@ class RankedTarget:
         """Return the teacher's product [C, W]."""
         return ((self._hidden_NH[rows].to(dtype) @ self._head_WH.to(dtype).T).float(),)
 
-    def likeliest(self, rows: slice, options: LossOptions) -> torch.Tensor:
-        """Ids of different vocabularies cannot be compared."""
-        raise NotImplementedError
+    def likeliest(self, rows: slice, options: LossOptions) -> torch.Tensor | None:
+        """Return None: ids of different vocabularies cannot be compared."""
+        return None
 
 
 class CrossTeacher:

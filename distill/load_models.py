@@ -1,5 +1,6 @@
 """Student and teacher in torch, as a recipe asks: whole, adapted, in few bits, offloaded."""
 
+import atexit
 import shutil
 import tempfile
 import warnings
@@ -13,7 +14,7 @@ from edgekd.errors import MissingExtraError, ModelError
 from edgekd.export.checkpoint import Checkpoint
 from edgekd.runtime.torch_engine import load_causal_lm
 
-_COMPILE_FROM_TOKENS = 20_000  # half a minute of compiling saves two seconds in 1,000 tokens
+_COMPILE_FROM_TOKENS = 20_000  # shorter runs end before compiling has paid for itself
 
 
 def load_student(checkpoint: Checkpoint, recipe: Recipe) -> Any:
@@ -62,7 +63,7 @@ def load_teacher(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Any, bool]:
         placement |= {
             "device_map": "auto",
             "max_memory": {place: int(recipe.teacher_memory_gb * 1e9)},
-            "offload_folder": tempfile.mkdtemp(prefix="edgekd-offload-"),
+            "offload_folder": _offload_folder(),
         }
     teacher = load_causal_lm(checkpoint.folder, backbone_dtype(recipe.precision), **placement)
     _check_head(teacher, checkpoint)
@@ -95,6 +96,13 @@ def what_to_compile(recipe: Recipe) -> str:
 def merged(student: Any) -> Any:
     """Return the student as a plain model: an adapter is added to the weights it adapts."""
     return student.merge_and_unload() if hasattr(student, "merge_and_unload") else student
+
+
+def _offload_folder() -> str:
+    """Return a folder that is removed when the process ends: the teacher reads it until then."""
+    folder = tempfile.mkdtemp(prefix="edgekd-offload-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _few_bits(bits: str) -> dict[str, Any]:

@@ -97,8 +97,6 @@ Measure = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 class Target(Protocol):
     """Where the teacher's distribution comes from: its head, or a cache."""
 
-    is_comparable: bool
-    """Whether its token ids are the student's."""
     weights_N: torch.Tensor | None
     """Of each position, where they are not all 1."""
     measure: Measure
@@ -109,14 +107,13 @@ class Target(Protocol):
     def chunk(self, rows: slice, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
         """Return what is known of the teacher at ``rows``; products are made in ``dtype``."""
 
-    def likeliest(self, rows: slice, options: LossOptions) -> torch.Tensor:
-        """Return the teacher's first choice [C]."""
+    def likeliest(self, rows: slice, options: LossOptions) -> torch.Tensor | None:
+        """Return the teacher's first choice [C]; None where its token ids are not the student's."""
 
 
 class OnlineTarget:
     """The teacher's own head on its hidden states [N, H]."""
 
-    is_comparable = True
     weights_N: torch.Tensor | None = None
 
     def __init__(self, hidden_NH: torch.Tensor, head_VH: torch.Tensor) -> None:
@@ -183,10 +180,11 @@ def held_out_figures(
         product_CV = buffers.product(student_hidden_NH[rows].to(dtype), head_VH.T)
         student_CV = options.student_shape.shape(product_CV)
         sums[1] += F.cross_entropy(student_CV, labels_N[rows], reduction="sum")
-        if target is None or not target.is_comparable:
+        first_C = None if target is None else target.likeliest(rows, options)
+        if target is None or first_C is None:
             sums[[0, 2]] = torch.nan
             continue
-        sums[2] += (student_CV.argmax(-1) == target.likeliest(rows, options)).sum()
+        sums[2] += (student_CV.argmax(-1) == first_C).sum()
         value_C, _ = target.measure(student_CV, *target.chunk(rows, dtype), options)
         sums[0] += value_C.sum(dtype=torch.float64)
     n_positions = torch.tensor(len(labels_N), dtype=torch.float64, device=sums.device)

@@ -18,6 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from edgekd.distill.cache import CaptureSettings
+from edgekd.distill.cache_format import largest_record_bytes
 from edgekd.distill.load_models import backbone_dtype, what_to_compile
 from edgekd.distill.losses import chunk_tokens_of
 from edgekd.distill.recipe import Recipe
@@ -56,7 +58,8 @@ class Plan:
     available_bytes: float
     flop_per_token: float
     tokens_per_s: float
-    cache_bytes_per_token: float | None
+    cache_bytes_per_token: int | None
+    """What recording the teacher would take at most; None where a cache is used already."""
     advice: list[str]
 
     @property
@@ -147,9 +150,14 @@ def plan_run(
         available_bytes=machine.memory_bytes,
         flop_per_token=flop,
         tokens_per_s=_tokens_per_s(recipe, machine, student, teacher, vocab_size, n_trained),
-        cache_bytes_per_token=None if is_cached else 120.0,
+        cache_bytes_per_token=None if is_cached else _cache_bytes(vocab_size),
         advice=_advice(recipe, peak, machine, teacher_bytes, activations, optimizer),
     )
+
+
+def _cache_bytes(vocab_size: int) -> int:
+    kept = CaptureSettings()
+    return largest_record_bytes(vocab_size, kept.top_k, kept.tail_samples, len(kept.temperatures))
 
 
 def check_fits(plan: Plan, force: bool) -> None:

@@ -52,6 +52,11 @@ def export_model(
     with as_checkpoint(model, revision) as checkpoint:
         architecture_of(checkpoint.config)  # before anything is written
         plan = make_plan(checkpoint, parse_quant(quant), head)
+        if plan.fallen:
+            (progress or Silence()).say(
+                f"{len(plan.fallen)} matrices have rows that are no multiple of 256 and are stored "
+                "in a larger type than a K-quant"
+            )
         if output_format == "gguf":
             return _export_gguf(checkpoint, plan, out, progress or Silence())
         return _export_onnx(checkpoint, plan, out, progress or Silence())
@@ -68,7 +73,8 @@ def _export_gguf(
         report = _verify(partial, checkpoint, plan, progress)
         manifest = _manifest(checkpoint, plan, report, [partial])
         partial_manifest.write_text(manifest_text(manifest), "utf-8")
-    return {"path": str(out), "bytes": size_of(out), **report}
+    fallen = {"fallen_tensors": list(plan.fallen)} if plan.fallen else {}
+    return {"path": str(out), "bytes": size_of(out), **fallen, **report}
 
 
 def _export_onnx(

@@ -115,7 +115,7 @@ def _read_config(path: Path, header: GgufHeader) -> dict[str, Any]:
         },
     }
     if architecture.global_every:
-        config |= _windowed_config(config, value)
+        config |= _windowed_config(config, architecture, value)
     return config
 
 
@@ -128,10 +128,10 @@ def _architecture(path: Path, header: GgufHeader) -> Architecture:
     return architecture
 
 
-def _windowed_config(config: dict[str, Any], value: Callable[..., Any]) -> dict[str, Any]:
+def _windowed_config(
+    config: dict[str, Any], architecture: Architecture, value: Callable[..., Any]
+) -> dict[str, Any]:
     """Return what a config with windowed layers (Gemma 3) says differently."""
-    architecture = architecture_of_gguf("gemma3")
-    assert architecture is not None
     window = {"sliding_window": value("attention.sliding_window")}
     kinds = [
         "full_attention" if architecture.window(layer, window) is None else "sliding_attention"

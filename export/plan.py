@@ -15,7 +15,7 @@ _ALIASES: dict[str, Quant] = {"int4": "q4_0", "int8": "q8_0"}
 
 # The embedding and the head carry most of a small model's error: unless asked otherwise they stay
 # at 8 bits, as in llama.cpp's own recipe for models trained on Q4_0. At 4 bits a small model is
-# faster and smaller by about a fifth.
+# faster and smaller.
 _OUTER = ("model.embed_tokens.weight", "lm_head.weight")
 
 
@@ -28,6 +28,8 @@ class Plan:
     """Of each tensor: f32, f16, a grid, or in GGUF one of ggml's other types."""
     head: HeadQuant = "q8_0"
     """Of embedding and head, where the other matrices are q4_0."""
+    fallen: tuple[str, ...] = ()
+    """Matrices that are stored in a larger type, their rows being no multiple of 256."""
 
     def grid_of(self, name: str) -> GridName | None:
         """Return the grid of the tensor ``name``; none where it is stored as float."""
@@ -86,8 +88,9 @@ def make_plan(checkpoint: Checkpoint, quant: Quant, head: HeadQuant = "q8_0") ->
 
 
 def _mixture_plan(checkpoint: Checkpoint, quant: Mixture) -> Plan:
-    matrices, _ = mixture_types(checkpoint, quant)
-    return Plan(quant, {name: matrices.get(name, "f32") for name in checkpoint.shard_of})
+    matrices, fallen = mixture_types(checkpoint, quant)
+    types = {name: matrices.get(name, "f32") for name in checkpoint.shard_of}
+    return Plan(quant, types, fallen=tuple(fallen))
 
 
 def _type_of(name: str, n_dims: int, quant: Quant, head: HeadQuant) -> Quant:

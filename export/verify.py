@@ -96,7 +96,7 @@ def verify_against_checkpoint(artifact: Path, checkpoint: Checkpoint, plan: Plan
     limit = _LIMITS[plan.quant]
     if faults := limit_faults(arithmetic, greedy, limit):
         raise VerificationError(
-            f"{artifact} strays from its own weights in torch: {'; '.join(faults)}; do not ship "
+            f"{artifact.name} strays from its own weights in torch: {'; '.join(faults)}; do not ship "
             "it, report the model"
         )
     return {
@@ -143,7 +143,9 @@ def check_blocks(artifact: Path, checkpoint: Checkpoint, plan: Plan) -> int:
         if stored is None and is_lookup_only and detect_kind(artifact) is ModelKind.ONNX:
             continue
         if stored is None or not blocks_equal(stored, expected):
-            raise VerificationError(f"{artifact}: matrix {name} is not the checkpoint's on {grid}")
+            raise VerificationError(
+                f"{artifact.name}: matrix {name} is not the checkpoint's on {grid}"
+            )
     return len(found) + _check_rows(artifact, checkpoint, plan)
 
 
@@ -154,7 +156,9 @@ def _check_rows(artifact: Path, checkpoint: Checkpoint, plan: Plan) -> int:
     for name, kind in kinds.items():
         rows = stored.get(name)
         if rows is None or not np.array_equal(rows, quantize_rows(checkpoint.tensor(name), kind)):
-            raise VerificationError(f"{artifact}: matrix {name} is not the checkpoint's as {kind}")
+            raise VerificationError(
+                f"{artifact.name}: matrix {name} is not the checkpoint's as {kind}"
+            )
     return len(kinds)
 
 
@@ -178,14 +182,14 @@ def check_text_side(loaded: LoadedModel, checkpoint: Checkpoint) -> None:
         expected, found = tokenizer.encode(text), loaded.tokenizer.encode(text)
         if expected != found:
             raise VerificationError(
-                f"{loaded.path} tokenizes {text[:24]!r} as {found[:8]}, the checkpoint as "
+                f"{loaded.path.name} tokenizes {text[:24]!r} as {found[:8]}, the checkpoint as "
                 f"{expected[:8]}"
             )
     template = read_chat_template(checkpoint.folder)
     wanted = template.render(_CONVERSATION) if template else None
     rendered = loaded.chat_template.render(_CONVERSATION) if loaded.chat_template else None
     if wanted != rendered:
-        raise VerificationError(f"{loaded.path} renders chats unlike its checkpoint")
+        raise VerificationError(f"{loaded.path.name} renders chats unlike its checkpoint")
 
 
 def _measure(

@@ -118,8 +118,10 @@ def _logits(loaded: LoadedModel, window: Sequence[int]) -> "Logits":
 @contextmanager
 def _opened(path: Path) -> Iterator[LoadedModel]:
     loaded = open_model(path, context_tokens=_WINDOW_TOKENS)
-    yield loaded
-    loaded.engine.close()
+    try:
+        yield loaded
+    finally:
+        loaded.engine.close()
 
 
 def render_rows(rows: Sequence[Row]) -> "Table":

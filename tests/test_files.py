@@ -50,7 +50,10 @@ def test_every_library_s_word_for_a_full_disk_is_understood(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("error", [FileNotFoundError(2, "gone", "/etc/other"), ValueError("bug")])
+@pytest.mark.parametrize(
+    "error",
+    [FileNotFoundError(2, "gone", "/etc/other"), ValueError("bug"), TimeoutError("a server")],
+)
 def test_other_errors_stay_what_they_are(error: Exception, tmp_path: Path) -> None:
     with pytest.raises(type(error)), atomic_folder(tmp_path / "x"):
         raise error

@@ -209,11 +209,11 @@ def chat(
     spoken = sys.stderr if as_json else sys.stdout
 
     def ask() -> str:
-        if not quiet:
-            print("> ", end="", file=spoken, flush=True)
-        if line := sys.stdin.readline():
-            return line
-        raise EOFError
+        prompt = "" if quiet else "> "
+        if not as_json:
+            return input(prompt)
+        print(prompt, end="", file=spoken, flush=True)
+        return input()
 
     def say(text: str) -> None:
         if not (as_json and quiet):

@@ -297,6 +297,11 @@ def _plan_summary(plan: "Plan") -> str:
             f"student {plan.student_parameters:,} parameters, {plan.trained_parameters:,} trained; "
             f"teacher {plan.teacher_parameters:,}",
             *(f"  {name:12} {format_bytes(int(size)):>10}" for name, size in rows.items()),
+            *(
+                [f"a cache of the teacher takes at most {plan.cache_bytes_per_token} bytes a token"]
+                if plan.cache_bytes_per_token
+                else []
+            ),
             f"about {plan.tokens_per_s:,.0f} tokens/s at {plan.flop_per_token / 1e9:.2f} GFLOP "
             f"a token; estimated, {verdict}",
         ]

@@ -111,9 +111,10 @@ def disk_errors(path: Path, place: Path | None = None) -> Iterator[None]:
 
 
 def _is_of_the_disk(error: Exception, place: Path) -> bool:
-    if isinstance(error, OSError) and not isinstance(error, ConnectionError):
-        # numpy's tofile raises without an errno.
-        is_anonymous = error.filename is None and error.errno in {None, *_DISK_ERRNOS}
+    if isinstance(error, OSError):
+        # numpy's tofile raises a bare OSError without an errno; network libraries derive theirs.
+        is_bare = type(error) is OSError and error.errno is None
+        is_anonymous = error.filename is None and (is_bare or error.errno in _DISK_ERRNOS)
         return is_anonymous or str(error.filename or "").startswith(str(place))
     if match := _RUST_ERRNO.search(str(error)):
         return int(match[1]) in _DISK_ERRNOS

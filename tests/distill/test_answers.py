@@ -68,9 +68,11 @@ def test_answers_to_other_prompts_are_not_mixed(
 ) -> None:
     out = tmp_path / "answers.jsonl"
     other = [{"role": "user", "content": "other?"}, {"role": "assistant", "content": "no"}]
-    out.write_text(json.dumps({"messages": other}) + "\n")
-    with pytest.raises(DataError, match="line 1 answers another prompt"):
-        write_answers(str(tiny_gguf), prompts, out, PARAMS)
+    for content in (json.dumps({"messages": other}), "no JSON", "[]", '{"text": 1}'):
+        out.write_text(content + "\n")
+        with pytest.raises(DataError, match="line 1 answers another prompt"):
+            write_answers(str(tiny_gguf), prompts, out, PARAMS)
+        assert out.read_text() == content + "\n"
 
 
 def test_an_endpoint_that_fails_is_named(prompts: Path, tmp_path: Path) -> None:

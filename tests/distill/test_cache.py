@@ -18,7 +18,14 @@ from transformers import AutoModelForCausalLM
 
 from edgekd.distill.cache import CaptureSettings, capture, inspect
 from edgekd.distill.cache_codec import decode, encode
-from edgekd.distill.cache_format import Identity, LogitCache, Records, sample_key, write_shard
+from edgekd.distill.cache_format import (
+    Identity,
+    LogitCache,
+    Records,
+    largest_record_bytes,
+    sample_key,
+    write_shard,
+)
 from edgekd.distill.cache_source import Endpoint
 from edgekd.distill.cached_teacher import CachedTarget
 from edgekd.distill.data import Document, read_documents
@@ -126,6 +133,12 @@ def test_every_position_keeps_its_own_entries(seed: int, scale: float, n: int) -
         assert sparse.weights_PE[row].sum() == pytest.approx(1, abs=0.02)
 
 
+def test_no_record_is_larger_than_the_plan_says() -> None:
+    flat = encode(torch.zeros(9, 200), IDENTITY, torch.Generator().manual_seed(0))
+    stored = sum(array.nbytes for array in flat) - 2 * (flat.top_ids_E.size + flat.tail_ids_E.size)
+    assert stored == 9 * largest_record_bytes(200, 6, 4, 2)  # ids take two bytes on disk
+
+
 @pytest.mark.parametrize("vocab_size", [60_000, 152_000])
 def test_ids_of_small_and_large_vocabularies_survive_the_disk(
     vocab_size: int, tmp_path: Path
@@ -138,7 +151,7 @@ def test_ids_of_small_and_large_vocabularies_survive_the_disk(
     records = encode(logits, identity, torch.Generator().manual_seed(0))
     begin(tmp_path, identity)
     write_shard(tmp_path, 0, [b"k" * 32], [records], vocab_size)
-    write_index(tmp_path, identity, [finished_shard(tmp_path, 0) or {}])
+    write_index(tmp_path, identity, [finished_shard(tmp_path, 0, [b"k" * 32]) or {}])
     read = LogitCache(tmp_path).read(b"k" * 32)
     for one, other in zip(read, records, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -188,6 +201,19 @@ def test_a_capture_killed_twenty_times_ends_with_the_same_bytes(
     names = {path.name for path in whole.iterdir()}
     assert names == {path.name for path in killed.iterdir() if not path.name.startswith(".")}
     assert all((whole / name).read_bytes() == (killed / name).read_bytes() for name in names)
+
+
+def test_other_data_in_the_same_folder_replaces_the_shards(
+    tiny_folder: Path, text: str, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("Some other text, captured into the same folder.")
+    capture(str(tiny_folder), [text], tmp_path / "cache", SMALL)
+    capture(str(tiny_folder), [str(other)], tmp_path / "cache", SMALL)
+    samples = cut(read_documents([str(other)], FileTokenizer(tiny_folder), None), 32)
+    cache = LogitCache(tmp_path / "cache")
+    assert sum(entry["samples"] for entry in cache.shards) == len(samples)
+    assert all(sample_key(sample) in cache for sample in samples)
 
 
 def test_an_unfinished_cache_is_refused(tiny_folder: Path, text: str, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from edgekd.export.read_back import read_gguf_blocks, read_onnx_blocks
 from edgekd.export.to_gguf import write_gguf
 from edgekd.export.to_onnx import write_onnx
 from edgekd.export.verify import blocks_equal
-from edgekd.runtime.fidelity import compare_engines
+from edgekd.runtime.fidelity import compare_engines, compare_greedy
 from edgekd.runtime.loading import open_model
 from edgekd.runtime.tokenizer import FileTokenizer
 from edgekd.runtime.torch_engine import TorchEngine, load_causal_lm
@@ -107,8 +107,11 @@ def test_both_exports_compute_what_torch_computes(
     for artifact in ("model.gguf", "onnx"):
         engine = open_model(tmp_path / artifact, context_tokens=256).engine
         found = compare_engines(exact, engine, sequences)
+        greedy = compare_greedy(exact, engine, [ids[:8] for ids in sequences], 24)
         engine.close()
-        assert found.kl_nats <= 1e-5 and found.top1_agreement >= 0.99, (artifact, found)
+        assert found.kl_nats <= 1e-5, (artifact, found)
+        # Random weights have near ties; anything but a near tie is a fault.
+        assert found.top1_agreement >= 0.99 and greedy.worst_gap_nats < 1e-3, (artifact, greedy)
 
 
 @pytest.mark.parametrize("name", MODELS)

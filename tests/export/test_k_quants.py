@@ -70,3 +70,5 @@ def test_rows_that_no_k_quant_holds_are_named(tmp_path: Path) -> None:
     types, fallen = mixture_types(checkpoint, "q4_k_m")
     assert "model.layers.0.self_attn.q_proj.weight" in fallen
     assert types["model.embed_tokens.weight"] == "q8_0"
+    report = export_model(str(checkpoint.folder), "gguf", tmp_path / "x.gguf", quant="q6_k")
+    assert "model.layers.0.self_attn.q_proj.weight" in report["fallen_tensors"]
