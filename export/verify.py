@@ -96,8 +96,8 @@ def verify_against_checkpoint(artifact: Path, checkpoint: Checkpoint, plan: Plan
     limit = _LIMITS[plan.quant]
     if faults := limit_faults(arithmetic, greedy, limit):
         raise VerificationError(
-            f"{artifact.name} strays from its own weights in torch: {'; '.join(faults)}; do not ship "
-            "it, report the model"
+            f"{artifact.name} strays from its own weights in torch: {'; '.join(faults)}; do not "
+            "ship it, report the model"
         )
     return {
         "equal_matrices": n_matrices,
