@@ -12,6 +12,7 @@ matrix product unless asked otherwise: with bf16 logits the gradient of a small 
 rounding noise.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -27,9 +28,8 @@ from edgekd.errors import RecipeError
 
 # N tokens, C tokens of one chunk, H hidden of student or teacher, V common vocabulary
 
-# Fewer rows and the products are bound by reading the head; more only take memory. Uncompiled,
-# some ten temporaries of a chunk's logits come and go; small ones keep their pages.
-_COMPILED_CHUNK_TOKENS, _PLAIN_CHUNK_TOKENS = 192, 128
+# Uncompiled, some ten temporaries of a chunk's logits come and go; small ones keep their pages.
+_PLAIN_CHUNK_TOKENS = 128
 _GPU_CHUNK_TOKENS = 1024
 _SLAB_ROWS = 8192
 _PLAIN = HeadShape()
@@ -49,7 +49,7 @@ class LossOptions:
     t_squared: bool = True
     """Multiply the divergence by T^2."""
     chunk_tokens: int | None = None
-    """Tokens per chunk; chosen by the vocabulary's size when left out."""
+    """Tokens per chunk; chosen by the hidden size when left out."""
     head_precision: HeadPrecision = "fp32"
     """Of the products with the heads."""
     student_shape: HeadShape = _PLAIN
@@ -334,13 +334,28 @@ def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
         total[slab] += left[slab] @ right
 
 
-def chunk_tokens_of(asked: int | None, compiled: bool) -> int:
-    """Return how many tokens' logits exist at a time on a CPU."""
-    return asked or (_COMPILED_CHUNK_TOKENS if compiled else _PLAIN_CHUNK_TOKENS)
+def chunk_tokens_of(
+    asked: int | None, *, compiled: bool, hidden_size: int, n_tokens: int
+) -> int:
+    """Return how many of ``n_tokens`` tokens' logits exist at a time on a CPU.
+
+    Few rows, and the products spend their time on bringing the head in; so a compiled chunk has
+    about half as many rows as the hidden states are wide: its logits take half the head's memory.
+    """
+    if asked:
+        return asked
+    wanted = max(_PLAIN_CHUNK_TOKENS, hidden_size // 2) if compiled else _PLAIN_CHUNK_TOKENS
+    return math.ceil(n_tokens / max(1, round(n_tokens / wanted)))
 
 
 def _chunks(hidden_NH: torch.Tensor, options: LossOptions) -> list[slice]:
-    size = chunk_tokens_of(options.chunk_tokens, options.compiled)
+    n_tokens, hidden_size = hidden_NH.shape
+    size = chunk_tokens_of(
+        options.chunk_tokens,
+        compiled=options.compiled,
+        hidden_size=hidden_size,
+        n_tokens=n_tokens,
+    )
     if hidden_NH.is_cuda and options.chunk_tokens is None:
         size = _GPU_CHUNK_TOKENS
-    return [slice(start, start + size) for start in range(0, len(hidden_NH), size)]
+    return [slice(start, start + size) for start in range(0, n_tokens, size)]

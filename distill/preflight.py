@@ -268,10 +268,16 @@ def _saved_bytes(student: Checkpoint, recipe: Recipe, n_layers: int) -> float:
 def _loss(
     recipe: Recipe, vocab_size: int, head: int, n_tokens: int, *, has_frozen_head: bool
 ) -> float:
-    chunk = min(n_tokens, chunk_tokens_of(recipe.chunk_tokens, what_to_compile(recipe) != "none"))
-    logits = chunk * vocab_size * _FLOAT32
+    is_compiled = what_to_compile(recipe) != "none"
+    chunk = chunk_tokens_of(
+        recipe.chunk_tokens,
+        compiled=is_compiled,
+        hidden_size=head // vocab_size,
+        n_tokens=n_tokens,
+    )
+    logits = min(n_tokens, chunk) * vocab_size * _FLOAT32
     is_low = recipe.head_precision != "fp32"
-    buffers = 2.5 if what_to_compile(recipe) != "none" else _PLAIN_LOSS_BUFFERS
+    buffers = 2.5 if is_compiled else _PLAIN_LOSS_BUFFERS
     casts = head * (_BFLOAT16 if is_low else _FLOAT32 if _is_bf16(recipe) else 0)
     gradient = 0 if has_frozen_head else head * _FLOAT32
     return buffers * logits + casts + gradient
