@@ -22,6 +22,8 @@ _ANY_OBJECT = '{"type":"object"}'
 _SPECIAL = b"\xff"  # llguidance's mark of a token that stands for no text
 # Lark blocks that hold another language, which the limits would not see.
 _FOREIGN_BLOCKS = ("%json", "%regex")
+# Small models fill whole contexts with white space where any amount is allowed.
+_JSON_STYLE = {"whitespace_pattern": r" |\n[ \t]{0,20}"}
 _LIMITS = {
     "initial_lexer_fuel": 500_000,  # about 10 ms
     "step_lexer_fuel": 100_000,  # about 7 ms a token
@@ -183,7 +185,7 @@ def _to_llguidance(grammar: Grammar) -> str:
     if grammar.kind == "gbnf":
         return str(LLMatcher.grammar_from_lark(_gbnf_to_lark(grammar.text)))
     schema = _ANY_OBJECT if grammar.kind == "json_object" else grammar.text
-    return str(LLMatcher.grammar_from_json_schema(schema))
+    return str(LLMatcher.grammar_from_json_schema(schema, defaults=_JSON_STYLE))
 
 
 def _gbnf_to_lark(text: str) -> str:

@@ -31,7 +31,7 @@ class Pace:
             return min(FIRST_CHUNK_TOKENS, most)
         allowed_s = self._extra * self._texts_s * n_prompts / n_texts
         n_tokens = allowed_s / self._prompt_token_s
-        return int(min(max(n_tokens, MIN_CHUNK_TOKENS), most))
+        return min(max(round(n_tokens), MIN_CHUNK_TOKENS), most)
 
     def note(self, n_texts: int, n_prompt_tokens: int, duration_s: float) -> None:
         """Learn from a step."""
