@@ -42,9 +42,16 @@ class EngineOptions:
     kv_type: KvType = "f16"
     """Type of the KV cache (llama.cpp; an ONNX graph brings its own)."""
     flash_attention: bool | None = None
-    """None lets llama.cpp choose; quantized KV types need it."""
-    unified_kv: bool = True
-    """One pool of KV cells for all slots, so that a shared prefix is stored once (llama.cpp)."""
+    """None lets llama.cpp choose; quantized KV types need it.
+
+    It rounds to half precision, and differently for one row than for several: without it, and
+    with float weights and an f32 cache, a text does not hang on its neighbours.
+    """
+    unified_kv: bool = False
+    """One pool of KV cells for all slots, so that a shared prefix is stored once (llama.cpp).
+
+    A pool for each is faster while most slots are busy: attention reads only its own.
+    """
 
     def __post_init__(self) -> None:
         """Check the sizes.

@@ -174,8 +174,8 @@ def _expanded_schema(node: Any) -> float:
         return 1
     _check_keywords(node)
     inside = sum(_expanded_schema(value) for name, value in node.items() if name not in _DATA)
-    most = node.get("maxItems", node.get("minItems", 1))
-    return inside * max(float(most), 1) if _is_number(most) else inside
+    most: Any = node.get("maxItems", node.get("minItems"))
+    return inside * max(float(most), 1.0) if _is_number(most) else inside
 
 
 def _check_keywords(node: dict[str, Any]) -> None:

@@ -1,47 +1,67 @@
 """How many prompt tokens a step may take beside running texts, so that nobody's stream stalls.
 
-A step lasts as long as its tokens take together. From the durations seen, the pace keeps a step
-with a part of a prompt within a given multiple of a step without; the more requests wait for
-their first token, compared to those that have theirs, the larger the multiple.
+A bucket of seconds, learnt from the durations seen. Texts fill it while they run: 0.4 s a
+second, times the prompts that wait for each text. Prompts empty it. So short prompts begin at
+once, a long one slows the texts to 1.4 times at most on average, and either in every step a
+little or, where a step is too short for that, in few of them: a text sees one longer gap in 30.
 """
 
-MAX_STALL = 1.4
-"""Duration of a step with prompt tokens, in steps without, for one prompt beside one text."""
+EXTRA = 0.4
+"""Seconds for prompts to each second of texts, for one prompt beside one text."""
+BURST_S = 0.1  # an idle bucket; a gap that nobody reading along notices
+SPACING = 30  # steps between two parts of a prompt: 3 %, well below the p95 of the gaps
+LONGEST_GAP_S = 0.2  # a part of a prompt is not saved up for longer
 MIN_CHUNK_TOKENS = 8  # fewer waste a pass over the weights
 FIRST_CHUNK_TOKENS = 32  # as long as no durations are known
 _WEIGHT = 0.2  # of the newest duration in the running mean
 
 
 class Pace:
-    """Running means of what a step of texts and what a prompt token takes."""
+    """Running means of what a step of texts and a prompt token take, and the bucket."""
 
-    def __init__(self, batch_tokens: int, max_stall: float = MAX_STALL) -> None:
-        """Allow steps of ``batch_tokens``, and ``max_stall`` times the duration without prompt."""
+    def __init__(self, batch_tokens: int, extra: float = EXTRA) -> None:
+        """Allow steps of ``batch_tokens``, and ``extra`` seconds for prompts to one of texts."""
         self._batch_tokens = batch_tokens
-        self._extra = max_stall - 1
+        self._extra = extra
         self._texts_s: float | None = None
         self._prompt_token_s: float | None = None
+        self._bucket_s = BURST_S
 
-    def prompt_tokens(self, n_texts: int, n_prompts: int) -> int:
-        """Return how many prompt tokens may go beside ``n_texts`` texts that each add one."""
-        most = self._batch_tokens - n_texts
+    def prompt_tokens(self, n_texts: int, n_prompts: int, n_wanted: int) -> int:
+        """Return how many of ``n_wanted`` prompt tokens may go beside ``n_texts`` texts now."""
+        most = min(self._batch_tokens - n_texts, n_wanted)
         if n_texts == 0:
             return most
         if self._texts_s is None or self._prompt_token_s is None:
             return min(FIRST_CHUNK_TOKENS, most)
-        allowed_s = self._extra * self._texts_s * n_prompts / n_texts
-        n_tokens = allowed_s / self._prompt_token_s
-        return min(max(round(n_tokens), MIN_CHUNK_TOKENS), most)
+        affordable = round(self._bucket_s / self._prompt_token_s)
+        worthwhile = round(self._worthwhile_s(n_texts, n_prompts) / self._prompt_token_s)
+        return min(affordable, most) if affordable >= min(worthwhile, most) else 0
 
-    def note(self, n_texts: int, n_prompt_tokens: int, duration_s: float) -> None:
-        """Learn from a step."""
-        if n_prompt_tokens == 0:
+    def note(self, n_texts: int, n_prompts: int, n_prompt_tokens: int, duration_s: float) -> None:
+        """Learn from a step; ``n_prompts`` waited, of which it took ``n_prompt_tokens``."""
+        texts_s = duration_s
+        if n_prompt_tokens:
+            texts_s = (self._texts_s or 0.0) if n_texts else 0.0
+            # A prompt takes never less than a tenth of its step, whatever else varied.
+            prompt_s = max(duration_s - texts_s, duration_s / 10)
+            self._prompt_token_s = _mean(self._prompt_token_s, prompt_s / n_prompt_tokens)
+            spent_s = prompt_s if n_texts else 0.0
+            self._bucket_s = max(self._bucket_s - spent_s, -BURST_S)
+        else:
             self._texts_s = _mean(self._texts_s, duration_s)
-            return
-        beside_s = (self._texts_s or 0.0) if n_texts else 0.0
-        # A prompt token never takes less than a tenth of its share, whatever else varied.
-        prompt_s = max(duration_s - beside_s, duration_s / 10)
-        self._prompt_token_s = _mean(self._prompt_token_s, prompt_s / n_prompt_tokens)
+        if n_texts:
+            earned_s = self._extra * texts_s * max(n_prompts, 1) / n_texts
+            self._bucket_s = min(self._bucket_s + earned_s, max(BURST_S, LONGEST_GAP_S))
+
+    def _worthwhile_s(self, n_texts: int, n_prompts: int) -> float:
+        """Return the duration of the smallest part of a prompt that should go now."""
+        assert self._texts_s is not None and self._prompt_token_s is not None
+        earned_s = self._extra * self._texts_s * n_prompts / n_texts
+        smallest_s = MIN_CHUNK_TOKENS * self._prompt_token_s
+        if earned_s >= smallest_s:
+            return smallest_s
+        return min(SPACING * earned_s, LONGEST_GAP_S)
 
 
 def _mean(before: float | None, new: float) -> float:

@@ -225,7 +225,8 @@ class Scheduler:
         texts = [each for each in self._running if not each.is_prompt]
         prompts = [each for each in self._running if each.is_prompt]
         planned = [(each, Work(each.slot, [each.next_id])) for each in texts]
-        budget = self._pace.prompt_tokens(len(texts), len(prompts)) if prompts else 0
+        n_wanted = sum(len(each.request.prompt_ids) - each.n_computed for each in prompts)
+        budget = self._pace.prompt_tokens(len(texts), len(prompts), n_wanted)
         n_rows_left = self._engine.max_outputs - len(texts)
         for each in prompts:
             if budget <= 0 or n_rows_left <= 0:
@@ -240,7 +241,8 @@ class Scheduler:
         """Count what the engine did."""
         n_prompt = sum(len(work.ids) for running, work in planned if running.is_prompt)
         n_texts = sum(not running.is_prompt for running, _ in planned)
-        self._pace.note(n_texts, n_prompt, duration_s)
+        n_prompts = sum(running.is_prompt for running in self._running)
+        self._pace.note(n_texts, n_prompts, n_prompt, duration_s)
         self._counters.steps += 1
         self._counters.busy_s += duration_s
         self._counters.prompt_tokens += n_prompt

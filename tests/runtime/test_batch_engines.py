@@ -19,17 +19,17 @@ from tests.conftest import save_tiny_model
 Logits = NDArray[np.float32]
 
 OPTIONS = EngineOptions(context_tokens=96, n_slots=4, kv_type="f32")
-SPLIT = EngineOptions(context_tokens=256, n_slots=4, kv_type="f32", unified_kv=False)
+UNIFIED = EngineOptions(context_tokens=96, n_slots=4, kv_type="f32", unified_kv=True)
 PROMPTS = [[5, 9, 80, 200, 7, 31], [44] * 3, list(range(20, 45)), [300]]
 
 
-@pytest.fixture(params=["llama.cpp", "llama.cpp split", "onnx"])
+@pytest.fixture(params=["llama.cpp", "llama.cpp unified", "onnx"])
 def engine(request: pytest.FixtureRequest) -> Iterator[BatchEngine]:
     made: BatchEngine
     if request.param == "onnx":
         made = OnnxBatchEngine(request.getfixturevalue("float_onnx"), OPTIONS)
     else:
-        options = SPLIT if "split" in request.param else OPTIONS
+        options = UNIFIED if "unified" in request.param else OPTIONS
         made = LlamaCppBatchEngine(request.getfixturevalue("float_gguf"), options)
     yield made
     made.close()
