@@ -26,6 +26,7 @@ class Pace:
         self._texts_s: float | None = None
         self._prompt_token_s: float | None = None
         self._bucket_s = BURST_S
+        self._n_since_prompt = SPACING
 
     def prompt_tokens(self, n_texts: int, n_prompts: int, n_wanted: int) -> int:
         """Return how many of ``n_wanted`` prompt tokens may go beside ``n_texts`` texts now."""
@@ -35,12 +36,18 @@ class Pace:
         if self._texts_s is None or self._prompt_token_s is None:
             return min(FIRST_CHUNK_TOKENS, most)
         affordable = round(self._bucket_s / self._prompt_token_s)
-        worthwhile = round(self._worthwhile_s(n_texts, n_prompts) / self._prompt_token_s)
-        return min(affordable, most) if affordable >= min(worthwhile, most) else 0
+        smooth = round(self._extra * self._texts_s * n_prompts / n_texts / self._prompt_token_s)
+        if affordable >= most:
+            return most
+        if smooth >= MIN_CHUNK_TOKENS:
+            return affordable if affordable >= MIN_CHUNK_TOKENS else 0
+        is_due = self._n_since_prompt >= SPACING or self._bucket_s >= LONGEST_GAP_S
+        return max(affordable, 0) if is_due else 0
 
     def note(self, n_texts: int, n_prompts: int, n_prompt_tokens: int, duration_s: float) -> None:
         """Learn from a step; ``n_prompts`` waited, of which it took ``n_prompt_tokens``."""
         texts_s = duration_s
+        self._n_since_prompt = 0 if n_prompt_tokens else self._n_since_prompt + 1
         if n_prompt_tokens:
             texts_s = (self._texts_s or 0.0) if n_texts else 0.0
             # A prompt takes never less than a tenth of its step, whatever else varied.
@@ -53,15 +60,6 @@ class Pace:
         if n_texts:
             earned_s = self._extra * texts_s * max(n_prompts, 1) / n_texts
             self._bucket_s = min(self._bucket_s + earned_s, max(BURST_S, LONGEST_GAP_S))
-
-    def _worthwhile_s(self, n_texts: int, n_prompts: int) -> float:
-        """Return the duration of the smallest part of a prompt that should go now."""
-        assert self._texts_s is not None and self._prompt_token_s is not None
-        earned_s = self._extra * self._texts_s * n_prompts / n_texts
-        smallest_s = MIN_CHUNK_TOKENS * self._prompt_token_s
-        if earned_s >= smallest_s:
-            return smallest_s
-        return min(SPACING * earned_s, LONGEST_GAP_S)
 
 
 def _mean(before: float | None, new: float) -> float:

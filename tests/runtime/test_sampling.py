@@ -177,7 +177,7 @@ def plainly_kept(
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 2**32 - 1),
-    st.sampled_from([5, 300, 3000]),
+    st.sampled_from([5, 300, 3000, 9001]),
     st.sampled_from([0, 1, 40, 2000]),
     *[st.sampled_from([1.0, 0.97, 0.5, 0.01])] * 2,
     st.sampled_from([0.0, 0.02, 0.5]),
