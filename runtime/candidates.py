@@ -108,7 +108,8 @@ def _above_floor(scores_K: "NDArray[np.floating[Any]]", k: int) -> "NDArray[np.i
     n_blocks = len(scores_K) // _BLOCK
     if n_blocks < k:
         return np.arange(len(scores_K))
-    maxima = scores_K[: n_blocks * _BLOCK].reshape(n_blocks, _BLOCK).max(axis=1)
+    # A block is a column: numpy compares whole rows at once.
+    maxima = scores_K[: n_blocks * _BLOCK].reshape(_BLOCK, n_blocks).max(axis=0)
     floor = np.partition(maxima, n_blocks - k)[n_blocks - k]
     return np.flatnonzero(scores_K >= floor)
 
