@@ -3,18 +3,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from transformers import Phi3Config, Phi3ForCausalLM
 
 from edgekd.errors import EngineError, RecipeError
 from edgekd.export.checkpoint import Checkpoint, open_checkpoint
 from edgekd.export.plan import make_plan
 from edgekd.export.to_gguf import write_gguf
+from edgekd.export.to_onnx import write_onnx
 from edgekd.runtime.batch_engine import BatchEngine, EngineOptions, KvType, OneSlotEngine, Work
 from edgekd.runtime.llamacpp_batch import LlamaCppBatchEngine
 from edgekd.runtime.loading import open_model
 from edgekd.runtime.onnx_batch import OnnxBatchEngine
 from edgekd.runtime.onnx_runs import plan_runs
-from tests.conftest import save_tiny_model
+from tests.conftest import make_tokenizer, save_tiny_model, save_tokenizer
 
 Logits = NDArray[np.float32]
 
@@ -138,6 +141,33 @@ def test_all_slots_can_be_full_at_once(engine: BatchEngine) -> None:
 def test_too_large_a_step_is_refused(engine: BatchEngine) -> None:
     with pytest.raises(EngineError, match="65 rows.*64 rows are allowed"):
         engine.step([Work(0, [1] * 65, 65)])
+
+
+def test_positions_are_each_rows_own_where_the_graph_counts_them(tmp_path: Path) -> None:
+    config = Phi3Config(
+        vocab_size=400,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        partial_rotary_factor=0.5,
+        pad_token_id=2,
+        initializer_range=0.2,
+    )
+    torch.manual_seed(0)
+    Phi3ForCausalLM(config).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path, make_tokenizer())
+    checkpoint = open_checkpoint(tmp_path)
+    (tmp_path / "onnx").mkdir()
+    write_onnx(checkpoint, make_plan(checkpoint, "f32"), tmp_path / "onnx")
+    engine = OnnxBatchEngine(tmp_path / "onnx", OPTIONS)
+    expected = [alone(engine, [*prompt, 7])[-1] for prompt in PROMPTS]
+    engine.step([Work(slot, prompt, 0) for slot, prompt in enumerate(PROMPTS)])
+    found = engine.step([Work(slot, [7]) for slot in range(4)])
+    for logits_NV, expected_V in zip(found, expected, strict=True):
+        assert_close(logits_NV[-1], expected_V)
 
 
 def test_one_slot_wraps_any_engine(tiny_folder: Path) -> None:
