@@ -28,6 +28,7 @@ _PACKAGES = {
     "onnx": "export",
     "fastapi": "serve",
     "uvicorn": "serve",
+    "llguidance": "serve",
 }
 _MIN_MEMORY_BYTES = 2_000_000_000
 _MIN_DISK_BYTES = 5_000_000_000

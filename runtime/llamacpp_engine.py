@@ -33,7 +33,7 @@ class LlamaCppEngine:
         """
         self._c = c = load_library()
         read_gguf_header(path)
-        self.model = _load_model(path)
+        self.model = load_gguf(path)
         self._context = _new_context(self.model, path, context_tokens, n_threads)
         self._memory = c.llama_get_memory(self._context)
         self._batch = c.llama_batch_init(_BATCH_TOKENS, 0, 1)
@@ -134,7 +134,7 @@ class LlamaCppVocabulary(LlamaCppTokenizer):
     def __init__(self, path: Path) -> None:
         """Load only the vocabulary of the file at ``path``."""
         read_gguf_header(path)
-        self.model = _load_model(path, vocab_only=True)
+        self.model = load_gguf(path, vocab_only=True)
         super().__init__(self.model)
 
     def close(self) -> None:
@@ -164,10 +164,23 @@ def _drop_log_line(llama_cpp: Any) -> Any:
     return llama_cpp.llama_log_callback(lambda level, text, user_data: None)
 
 
-def _load_model(path: Path, *, vocab_only: bool = False) -> Any:
+def load_gguf(
+    path: Path, *, vocab_only: bool = False, gpu_layers: int | None = None, mmap: bool = True
+) -> Any:
+    """Return llama.cpp's handle of the model at ``path``; the caller has to free it.
+
+    ``gpu_layers`` None puts all of them on a GPU where the library was built for one.
+
+    Raises:
+        ModelError: llama.cpp refuses the file.
+    """
     c = load_library()
     params = c.llama_model_default_params()
     params.vocab_only = vocab_only
+    if gpu_layers is not None:
+        params.n_gpu_layers = gpu_layers
+    if not mmap:
+        params.load_mode = c.LLAMA_LOAD_MODE_NONE
     model = c.llama_model_load_from_file(str(path).encode(), params)
     if not model:
         raise ModelError(

@@ -30,7 +30,7 @@ class OnnxEngine:
             ModelError: ONNX Runtime refuses the model, or it is not one of ours.
         """
         config = read_json(folder / "config.json")
-        self._session = _open_session(folder, n_threads)
+        self._session = open_session(folder, n_threads)
         self.vocab_size = int(config["vocab_size"])
         self.context_tokens = min(context_tokens, int(config["max_position_embeddings"]))
         self._cache = _allocate_cache(self._session, self.context_tokens)
@@ -80,7 +80,12 @@ class OnnxEngine:
         self._session = None
 
 
-def _open_session(folder: Path, n_threads: int) -> Any:
+def open_session(folder: Path, n_threads: int, provider: str = "CPUExecutionProvider") -> Any:
+    """Return the session of the decoder in ``folder``; the CPU runs what ``provider`` does not.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the model, or it is no decoder with a KV cache.
+    """
     try:
         import onnxruntime as ort
     except ImportError as error:
@@ -92,8 +97,9 @@ def _open_session(folder: Path, n_threads: int) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     path = folder / _MODEL_FILE
+    providers = list(dict.fromkeys([provider, "CPUExecutionProvider"]))
     try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # the library raises a family without a common base
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"ONNX Runtime cannot load {path}: {reason}") from error

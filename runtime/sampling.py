@@ -1,14 +1,20 @@
 """How the next token is chosen from the logits: greedy, or drawn with a seed of one's own.
 
-The order is that of transformers: temperature, then top-k, then top-p.
+The chain and its order are llama.cpp's defaults: logit bias, grammar, penalties, top-k, typical,
+top-p, min-p, temperature. So top-p sees the distribution before the temperature, unlike in
+transformers. Log-probabilities are those of the model, before the chain.
+
+Example: ``Sampler(SamplingParams(temperature=0.8, top_k=40, seed=1), prompt_ids).pick(logits_V)``
 """
 
 import math
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import EngineError, RecipeError
+from edgekd.runtime.candidates import Candidates, at_least, likeliest, most_typical, nucleus
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,10 +22,14 @@ if TYPE_CHECKING:
 
     from edgekd.runtime.engine import Logits
 
-# V vocabulary, K the candidates left of it
+# V vocabulary, P distinct tokens in the penalties' window
 
 MAX_TEMPERATURE = 2.0
 MAX_SEED = 2**63 - 1
+MAX_PENALTY = 2.0  # OpenAI's bounds are -2 and 2
+MAX_BIAS = 100.0  # OpenAI's: 100 forces a token, -100 bans it
+MAX_LOGPROBS = 20  # OpenAI's
+MAX_REPEAT_PENALTY = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +42,28 @@ class SamplingParams:
     """Only the so many likeliest tokens; 0 for all."""
     top_p: float = 1.0
     """Only the likeliest tokens that together have this probability."""
+    min_p: float = 0.0
+    """Only tokens at least so likely, as a share of the likeliest one."""
+    typical_p: float = 1.0
+    """Only the tokens nearest to the expected surprise that together have this probability."""
+    repeat_penalty: float = 1.0
+    """Divides positive logits and multiplies negative ones of tokens in the window."""
+    frequency_penalty: float = 0.0
+    """Taken off a token's logit for each time it stands in the window."""
+    presence_penalty: float = 0.0
+    """Taken off a token's logit if it stands in the window."""
+    repeat_last_n: int = 64
+    """The penalties' window in tokens, the prompt included; -1 for everything, 0 for nothing."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Pairs of a token id and what is added to its logit."""
     seed: int | None = None
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
     """Strings that end the text, and are no part of it."""
+    ignore_eos: bool = False
+    """Never end with an end-of-text token."""
+    logprobs: int | None = None
+    """How many alternatives to report beside the chosen token; None reports nothing."""
 
     def __post_init__(self) -> None:
         """Check every setting.
@@ -47,70 +75,191 @@ class SamplingParams:
             raise RecipeError("these sampling settings are out of range: " + "; ".join(faults))
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A chosen token; the rest only where log-probabilities were asked for."""
+
+    token_id: int
+    logprob: float | None = None
+    """Natural logarithm of the probability that the model gave the token."""
+    alternatives: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens and their log-probabilities, likeliest first."""
+
+
 class Sampler:
     """Draws tokens with random numbers that depend on nothing but the seed."""
 
-    def __init__(self, params: SamplingParams) -> None:
-        """Begin the sequence of random numbers that ``params.seed`` stands for."""
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_ids: Sequence[int] = (),
+        stop_ids: frozenset[int] = frozenset(),
+    ) -> None:
+        """Begin the random numbers of ``params.seed``; the penalties remember ``prompt_ids``.
+
+        ``stop_ids`` are the tokens that ``ignore_eos`` rules out.
+        """
         import numpy as np
 
         self._params = params
         self._rng = np.random.default_rng(params.seed)
+        limit = None if params.repeat_last_n < 0 else params.repeat_last_n
+        self._window = deque(prompt_ids, maxlen=limit)
+        self._banned_ids = sorted(stop_ids) if params.ignore_eos else []
 
-    def pick(self, logits_V: "Logits") -> int:
-        """Return the id of the next token.
+    def pick(self, logits_V: "Logits", allowed_V: "NDArray[np.bool_] | None" = None) -> int:
+        """Return the id of the next token; see ``choose``."""
+        return self.choose(logits_V, allowed_V).token_id
+
+    def choose(self, logits_V: "Logits", allowed_V: "NDArray[np.bool_] | None" = None) -> Choice:
+        """Return the next token, one of ``allowed_V`` where a grammar gives them.
 
         Raises:
-            EngineError: the logits hold NaN or infinity, so the model is broken.
+            EngineError: the logits hold NaN or infinity, so the model is broken; or no token
+                is allowed.
         """
+        _check_finite(logits_V)
+        scores_V = self._biased(logits_V, allowed_V)
+        token_id = self._draw(scores_V)
+        self._window.append(token_id)
+        if self._params.logprobs is None:
+            return Choice(token_id)
+        return with_logprobs(logits_V, token_id, self._params.logprobs)
+
+    def _biased(
+        self, logits_V: "Logits", allowed_V: "NDArray[np.bool_] | None"
+    ) -> "NDArray[np.float32]":
+        """Return the logits after bias, grammar and penalties; ``logits_V`` stays as it is."""
         import numpy as np
 
-        scores_V = np.asarray(logits_V, np.float64)
-        likeliest = int(np.argmax(scores_V))  # argmax finds a NaN before any number
-        if not np.isfinite(scores_V[likeliest]):
-            raise EngineError(
-                f"the model's logits hold {scores_V[likeliest]}, finite numbers are needed; "
-                "its weights are broken, export it again"
-            )
+        params = self._params
+        scores_V = np.array(logits_V, np.float32)
+        if params.logit_bias:
+            ids, biases = zip(*params.logit_bias, strict=True)
+            np.add.at(scores_V, np.asarray(ids), np.asarray(biases, np.float32))
+        if self._banned_ids:
+            scores_V[self._banned_ids] = -np.inf
+        if allowed_V is not None:
+            scores_V[~allowed_V] = -np.inf
+        has_penalty = params.repeat_penalty != 1 or (
+            params.frequency_penalty or params.presence_penalty
+        )
+        if has_penalty and self._window:
+            self._penalize(scores_V)
+        return scores_V
+
+    def _penalize(self, scores_V: "NDArray[np.float32]") -> None:
+        """Apply the penalties in place (llama_sampler_penalties_apply of llama.cpp)."""
+        import numpy as np
+
+        params = self._params
+        ids_P, counts_P = np.unique(np.fromiter(self._window, np.int64), return_counts=True)
+        before_P = scores_V[ids_P]
+        scaled_P = np.where(
+            before_P <= 0, before_P * params.repeat_penalty, before_P / params.repeat_penalty
+        )
+        taken_P = counts_P * params.frequency_penalty + params.presence_penalty
+        scores_V[ids_P] = scaled_P - taken_P
+
+    def _draw(self, scores_V: "NDArray[np.float32]") -> int:
+        import numpy as np
+
+        best = int(np.argmax(scores_V))
+        if scores_V[best] == -np.inf:
+            raise EngineError("no token is allowed here: grammar and logit_bias exclude them all")
         if self._params.temperature == 0:
-            return likeliest
-        ids_K, weights_K = self._candidates(scores_V - scores_V[likeliest])
+            return best
+        found = self._narrow(Candidates.of(scores_V))
+        scores_K = found.scores_K.astype(np.float64)
+        with np.errstate(over="ignore"):  # a tiny temperature sends scores to -inf: weight 0
+            weights_K = np.exp((scores_K - scores_K.max()) / self._params.temperature)
         sums_K = np.cumsum(weights_K)
         drawn = np.searchsorted(sums_K, self._rng.random() * sums_K[-1], side="right")
-        return int(ids_K[drawn])
+        return int(found.id_at(int(drawn)))
 
-    def _candidates(
-        self, scores_V: "NDArray[np.float64]"
-    ) -> tuple["NDArray[np.intp]", "NDArray[np.float64]"]:
-        """Return ids and unnormalized probabilities of the tokens that may be drawn."""
-        import numpy as np
+    def _narrow(self, found: Candidates) -> Candidates:
+        """Return the candidates that top-k, typical, top-p and min-p leave."""
+        params = self._params
+        found = likeliest(found, params.top_k)
+        found = most_typical(found, params.typical_p)
+        found = nucleus(found, params.top_p)
+        return at_least(found, params.min_p)
 
-        ids_K = np.arange(len(scores_V))
-        if 0 < self._params.top_k < len(scores_V):
-            ids_K = np.argpartition(-scores_V, self._params.top_k - 1)[: self._params.top_k]
-        with np.errstate(over="ignore"):  # a tiny temperature sends scores to -inf: weight 0
-            weights_K = np.exp(scores_V[ids_K] / self._params.temperature)
-        if self._params.top_p < 1:
-            order_K = np.argsort(-weights_K, kind="stable")
-            ids_K, weights_K = ids_K[order_K], weights_K[order_K]
-            before_K = np.cumsum(weights_K) - weights_K
-            n_kept = int(np.sum(before_K < self._params.top_p * weights_K.sum()))
-            ids_K, weights_K = ids_K[: max(1, n_kept)], weights_K[: max(1, n_kept)]
-        return ids_K, weights_K
+
+def with_logprobs(logits_V: "Logits", token_id: int, n_alternatives: int) -> Choice:
+    """Return ``token_id`` with its log-probability and those of the likeliest tokens."""
+    import numpy as np
+
+    highest = logits_V.max()
+    log_sum = float(highest) + math.log(np.exp(logits_V - highest).sum(dtype=np.float64))
+    best = likeliest(Candidates.of(logits_V), n_alternatives) if n_alternatives else None
+    pairs = best.pairs() if best else []
+    return Choice(
+        token_id,
+        float(logits_V[token_id]) - log_sum,
+        tuple((each, score - log_sum) for each, score in pairs),
+    )
+
+
+def check_vocabulary(params: SamplingParams, vocab_size: int) -> None:
+    """Return only if every token that ``params`` names is one of ``vocab_size``.
+
+    Raises:
+        RecipeError: one is not.
+    """
+    for token_id, _ in params.logit_bias:
+        if token_id >= vocab_size:
+            raise RecipeError(
+                f"logit_bias names token {token_id}, this model's go from 0 to {vocab_size - 1}"
+            )
+
+
+def _check_finite(logits_V: "Logits") -> None:
+    import numpy as np
+
+    highest = logits_V[np.argmax(logits_V)]  # argmax finds a NaN before any number
+    if not np.isfinite(highest):
+        raise EngineError(
+            f"the model's logits hold {highest}, finite numbers are needed; "
+            "its weights are broken, export it again"
+        )
+
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "temperature": (0, MAX_TEMPERATURE),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "typical_p": (0, 1),
+    "repeat_penalty": (0.01, MAX_REPEAT_PENALTY),
+    "frequency_penalty": (-MAX_PENALTY, MAX_PENALTY),
+    "presence_penalty": (-MAX_PENALTY, MAX_PENALTY),
+}
+_COUNTS: dict[str, tuple[int, int, str]] = {
+    "top_k": (0, MAX_SEED, "whole numbers from 0 (off)"),
+    "repeat_last_n": (-1, MAX_SEED, "whole numbers from -1 (everything)"),
+    "max_tokens": (1, MAX_SEED, "whole numbers from 1"),
+    "seed": (0, MAX_SEED, f"whole numbers from 0 to {MAX_SEED}"),
+    "logprobs": (0, MAX_LOGPROBS, f"whole numbers from 0 to {MAX_LOGPROBS}"),
+}
 
 
 def _faults(params: SamplingParams) -> Iterator[str]:
     """Yield what is wrong with ``params``, one line a setting."""
-    if not _is_number(params.temperature, 0, MAX_TEMPERATURE):
-        yield f"temperature is {params.temperature!r}, 0 to {MAX_TEMPERATURE:g} are allowed"
-    if not _is_count(params.top_k, 0):
-        yield f"top_k is {params.top_k!r}, whole numbers from 0 (off) are allowed"
-    if not _is_number(params.top_p, 0, 1):
-        yield f"top_p is {params.top_p!r}, 0 to 1 are allowed"
-    if params.seed is not None and not _is_count(params.seed, 0):
-        yield f"seed is {params.seed!r}, whole numbers from 0 to {MAX_SEED} are allowed"
-    if not _is_count(params.max_tokens, 1):
-        yield f"max_tokens is {params.max_tokens!r}, whole numbers from 1 are allowed"
+    for name, (low, high) in _RANGES.items():
+        value = getattr(params, name)
+        if not _is_number(value, low, high):
+            yield f"{name} is {value!r}, {low:g} to {high:g} are allowed"
+    for name, (lowest, highest, allowed) in _COUNTS.items():
+        value = getattr(params, name)
+        is_unset = value is None and name in ("seed", "logprobs")
+        if not is_unset and not _is_count(value, lowest, highest):
+            yield f"{name} is {value!r}, {allowed} are allowed"
+    for token_id, bias in params.logit_bias:
+        if not _is_count(token_id, 0, 2**31) or not _is_number(bias, -MAX_BIAS, MAX_BIAS):
+            yield (
+                f"logit_bias has {token_id!r}: {bias!r}, token ids and "
+                f"{-MAX_BIAS:g} to {MAX_BIAS:g} are allowed"
+            )
     if "" in params.stop:
         yield "stop holds an empty string, which would end every text; leave it out"
 
@@ -120,6 +269,6 @@ def _is_number(value: Any, low: float, high: float) -> bool:
     return is_number and math.isfinite(value) and low <= value <= high
 
 
-def _is_count(value: Any, low: int) -> bool:
+def _is_count(value: Any, low: int, high: int) -> bool:
     is_whole = isinstance(value, int) and not isinstance(value, bool)
-    return is_whole and low <= value <= MAX_SEED
+    return is_whole and low <= value <= high

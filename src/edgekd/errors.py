@@ -9,6 +9,8 @@
   - ExportError          a model cannot be written in the requested format
   - VerificationError    an artifact is not what it claims to be
   - EngineError          an engine cannot load or run a model
+    + QueueFullError     too many requests wait for it already
+    + EngineUnavailableError  it is loading, restarting or stopped
   - MissingExtraError    an optional package is not installed
   - DownloadError        something could not be fetched, or is not what was pinned
 """
@@ -48,6 +50,14 @@ class VerificationError(EdgekdError):
 
 class EngineError(EdgekdError):
     """An engine cannot load or run a model."""
+
+
+class QueueFullError(EngineError):
+    """Too many requests wait for the engine already; a later try may succeed."""
+
+
+class EngineUnavailableError(EngineError):
+    """The engine is loading, restarting or stopped; a later try may succeed."""
 
 
 class MissingExtraError(EdgekdError):

@@ -1,11 +1,9 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from edgekd.errors import EngineError, RecipeError
-from edgekd.runtime.generate import StopFilter, generate
+from edgekd.runtime.generate import generate
 from edgekd.runtime.loading import LoadedModel, open_model
 from edgekd.runtime.sampling import SamplingParams
 from edgekd.runtime.tokenizer import decode
@@ -81,26 +79,6 @@ def test_a_closed_generator_computes_nothing_more(loaded: LoadedModel) -> None:
     pieces.close()
     assert loaded.engine.position == 3
     assert list(pieces) == []
-
-
-def before_first_stop(text: str, stops: list[str]) -> tuple[str, bool]:
-    for end in range(len(text) + 1):
-        matching = [stop for stop in stops if text[:end].endswith(stop)]
-        if matching:
-            return text[: end - max(map(len, matching))], True
-    return text, False
-
-
-@given(
-    st.lists(st.text("ab🎉", max_size=6), max_size=8),
-    st.lists(st.text("ab🎉", min_size=1, max_size=4), max_size=3),
-)
-def test_exactly_the_text_before_the_first_stop_string_passes(
-    chunks: list[str], stops: list[str]
-) -> None:
-    out = StopFilter(stops)
-    passed = "".join(out.feed(chunk) for chunk in chunks) + out.flush()
-    assert (passed, out.is_stopped) == before_first_stop("".join(chunks), stops)
 
 
 def test_both_kinds_of_files_are_opened(tiny_gguf: Path, tiny_onnx: Path) -> None:

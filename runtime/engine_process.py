@@ -1,0 +1,367 @@
+"""An engine in a child process, restarted when it dies; requests in, events out.
+
+A request that was running when the child died gets a ``Failed`` event and is never repeated
+behind the client's back. Events reach the caller on this module's reader thread.
+
+Example::
+
+    with EngineProcess(WorkerSettings(model="m.gguf", options=EngineOptions(), max_waiting=8)) as e:
+        for event in e.stream(request): ...
+"""
+
+import json
+import logging
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any, Literal
+
+from edgekd import errors
+from edgekd.errors import EdgekdError, EngineError, EngineUnavailableError, QueueFullError
+from edgekd.runtime.engine_worker import MAX_LINE_BYTES, WorkerSettings
+from edgekd.runtime.messages import (
+    Event,
+    Failed,
+    Finished,
+    GenerationRequest,
+    events_from_json,
+    request_to_json,
+    to_line,
+)
+from edgekd.runtime.scheduler import Counters, Snapshot
+
+State = Literal["loading", "ready", "restarting", "stopped"]
+Deliver = Callable[[Event], None]
+
+HANG_S = 300.0
+"""Silence after which a busy child is taken for hung; a step on a small device takes seconds."""
+STOP_S = 5.0
+"""Time for a child to end by itself."""
+MAX_PAUSE_S = 30.0
+_LONG_LIFE_S = 30.0  # a child that lived so long is restarted at once when it dies
+
+_log = logging.getLogger("edgekd.engine")
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What the child says of its engine."""
+
+    engine: str
+    vocab_size: int
+    context_tokens: int
+    n_slots: int
+
+
+class EngineProcess:
+    """The parent's side: one child at a time, and the requests that it works on."""
+
+    def __init__(self, settings: WorkerSettings, *, hang_s: float = HANG_S) -> None:
+        """Start a child that opens the model; see ``wait_ready``."""
+        self.state: State = "loading"
+        self.restarts = 0
+        """How many children died and were replaced."""
+        self.info: EngineInfo | None = None
+        self.snapshot: Snapshot | None = None
+        """What the child said last; up to a second old while it is busy, older while idle."""
+        self._settings = settings
+        self._hang_s = hang_s
+        self._lock = threading.Lock()
+        self._requests: dict[str, Deliver] = {}
+        self._changed = threading.Condition(self._lock)
+        self._fatal: EdgekdError | None = None
+        self._child: _Child | None = None
+        self._supervisor = threading.Thread(target=self._supervise, name="edgekd-engine")
+        self._supervisor.start()
+
+    def __enter__(self) -> "EngineProcess":
+        """Return when the engine is ready."""
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the child."""
+        self.close()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the child, where there is one."""
+        child = self._child
+        return child.process.pid if child else None
+
+    @property
+    def n_requests(self) -> int:
+        """How many requests are waiting or running."""
+        return len(self._requests)
+
+    def wait_ready(self, timeout_s: float | None = None) -> EngineInfo:
+        """Return what the engine is, once it can take requests.
+
+        Raises:
+            EdgekdError: the model cannot be opened; of the class that the child raised.
+            EngineUnavailableError: it took longer than ``timeout_s``, or was closed.
+        """
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self.state in ("ready", "stopped") or self._fatal, timeout_s
+            )
+            if self._fatal:
+                raise self._fatal
+            if self.state != "ready" or self.info is None:
+                raise EngineUnavailableError(f"the engine is {self.state}; try again later")
+            return self.info
+
+    def submit(self, request: GenerationRequest, deliver: Deliver) -> None:
+        """Hand over ``request``; ``deliver`` gets its events, on another thread.
+
+        Raises:
+            EngineUnavailableError: the engine is loading, restarting or stopped.
+            QueueFullError: too many requests wait already.
+        """
+        line = to_line({"submit": request_to_json(request)})
+        if len(line) > MAX_LINE_BYTES:
+            raise EngineError(f"a request of {len(line)} bytes is too long; shorten the prompt")
+        with self._lock:
+            if self.state != "ready" or self._child is None or self.info is None:
+                raise EngineUnavailableError(
+                    f"the engine is {self.state}; try again in a few seconds"
+                )
+            most = self.info.n_slots + self._settings.max_waiting
+            if len(self._requests) >= most:
+                raise QueueFullError(
+                    f"{most} requests are running or waiting already; try again later"
+                )
+            assert request.id not in self._requests, "request ids must be unique"
+            self._requests[request.id] = deliver
+            self._child.send(line)
+
+    def cancel(self, request_id: str) -> None:
+        """End a request early; its last event says so. Harmless after its end."""
+        with self._lock:
+            if request_id in self._requests and self._child:
+                self._child.send(to_line({"cancel": request_id}))
+
+    def stream(self, request: GenerationRequest) -> Generator[Event, None, None]:
+        """Yield the events of ``request`` to its end; closing the iterator cancels it.
+
+        Raises:
+            EngineUnavailableError: the engine is loading, restarting or stopped.
+            QueueFullError: too many requests wait already.
+        """
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.submit(request, events.put)
+        try:
+            while True:
+                event = events.get()
+                yield event
+                if isinstance(event, Finished | Failed):
+                    return
+        finally:
+            self.cancel(request.id)
+
+    def wait_idle(self, timeout_s: float) -> bool:
+        """Return whether every request ended within ``timeout_s``, for a graceful stop."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._requests, timeout_s)
+
+    def close(self) -> None:
+        """End the child; requests that are left fail."""
+        with self._changed:
+            self.state = "stopped"
+            self._changed.notify_all()
+            child = self._child
+        if child:
+            child.end()
+        self._supervisor.join()
+
+    def _supervise(self) -> None:
+        """Keep a child running until closed."""
+        n_early_deaths = 0
+        while True:
+            started_s = time.monotonic()
+            with self._lock:
+                if self.state == "stopped":
+                    return
+                self._child = child = _Child(self._settings)
+            self._follow(child)
+            cause = child.clean_up()
+            lived_s = time.monotonic() - started_s
+            n_early_deaths = 0 if lived_s > _LONG_LIFE_S else n_early_deaths + 1
+            if not self._bury(cause):
+                return
+            self._pause(0 if n_early_deaths < 2 else 2.0 ** (n_early_deaths - 2))
+
+    def _follow(self, child: "_Child") -> None:
+        """Pass on what ``child`` says until it ends or is taken for hung."""
+        watch = threading.Thread(target=self._watch, args=(child,), daemon=True)
+        watch.start()
+        for message in child.messages():
+            try:
+                self._take(message)
+            except Exception:  # a child that talks nonsense is replaced
+                _log.exception("the engine process sent what cannot be understood")
+                break
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if "fatal" in message:
+            with self._changed:
+                self._fatal = _error_of(message["kind"], message["fatal"])
+                self._changed.notify_all()
+        elif "ready" in message:
+            with self._changed:
+                self.info = EngineInfo(**message["ready"])
+                if self.state != "stopped":
+                    self.state = "ready"
+                self._fatal = None
+                self._changed.notify_all()
+        else:
+            self.snapshot = _snapshot_from(message["snapshot"])
+            for event in events_from_json(message["events"]):
+                self._dispatch(event)
+
+    def _dispatch(self, event: Event) -> None:
+        """Give ``event`` to the one who asked; nobody does any more after a client left."""
+        with self._changed:
+            if isinstance(event, Finished | Failed):
+                deliver = self._requests.pop(event.id, None)
+                self._changed.notify_all()
+            else:
+                deliver = self._requests.get(event.id)
+        if deliver:
+            _deliver(deliver, event)
+
+    def _bury(self, cause: str) -> bool:
+        """Tell every request that the child is gone; return whether to start another one."""
+        with self._changed:
+            orphans, self._requests = self._requests, {}
+            goes_on = self.state != "stopped" and (self._fatal is None or self.info is not None)
+            if self.state != "stopped":
+                self.state = "restarting" if goes_on else "stopped"
+            self.restarts += goes_on
+            self._child = None
+            self._changed.notify_all()
+        if goes_on:
+            _log.warning("the engine process ended (%s); starting another one", cause)
+        for request_id, deliver in orphans.items():
+            message = f"the engine process ended ({cause}) while it worked on this; try again"
+            _deliver(deliver, Failed(request_id, "engine_died", message))
+        return goes_on
+
+    def _pause(self, pause_s: float) -> None:
+        """Wait before the next start, so that a child that cannot live is no busy loop."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.state == "stopped", min(pause_s, MAX_PAUSE_S))
+
+    def _watch(self, child: "_Child") -> None:
+        """Kill ``child`` if it is silent too long while it has work."""
+        while child.process.poll() is None:
+            time.sleep(min(1.0, self._hang_s / 4))
+            is_busy = self.state == "ready" and self._requests
+            if is_busy and child.silent_s() > self._hang_s:
+                _log.warning("the engine process is silent for %.0f s; killing it", self._hang_s)
+                child.process.kill()
+
+
+class _Child:
+    """One process, and a thread that writes to it so that nobody waits for a full pipe."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "edgekd.runtime.engine_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self._heard_s = time.monotonic()
+        self._outbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._writer = threading.Thread(target=self._write, daemon=True)
+        self._writer.start()
+        self.send(to_line(asdict(settings)))
+
+    def send(self, line: bytes) -> None:
+        """Write ``line`` some time soon; an empty one ends the pipe."""
+        self._outbox.put(line)
+
+    def silent_s(self) -> float:
+        """Return for how long nothing was heard."""
+        return time.monotonic() - self._heard_s
+
+    def messages(self) -> Iterator[dict[str, Any]]:
+        """Yield what the process says, until it ends or breaks the rules."""
+        assert self.process.stdout
+        while (line := self.process.stdout.readline(MAX_LINE_BYTES)).endswith(b"\n"):
+            self._heard_s = time.monotonic()
+            yield json.loads(line)
+
+    def end(self) -> None:
+        """End the process if it has not ended, kindly first."""
+        self.send(b"")
+        try:
+            self.process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def clean_up(self) -> str:
+        """End the process and free its pipes; return how it ended. For the reading thread."""
+        self.end()
+        self._writer.join()
+        assert self.process.stdout
+        self.process.stdout.close()
+        code = self.process.returncode
+        return f"exit code {code}" if code >= 0 else _signal_name(-code)
+
+    def _write(self) -> None:
+        assert self.process.stdin
+        with suppress(BrokenPipeError), self.process.stdin:
+            while line := self._outbox.get():
+                self.process.stdin.write(line)
+                self.process.stdin.flush()
+
+
+def _deliver(deliver: Deliver, event: Event) -> None:
+    try:
+        deliver(event)
+    except Exception:  # one caller's fault must not end the others' streams
+        _log.exception("an event could not be delivered")
+
+
+def _snapshot_from(found: dict[str, Any]) -> Snapshot:
+    return Snapshot(
+        n_waiting=found["n_waiting"],
+        n_running=found["n_running"],
+        slot_tokens=tuple(found["slot_tokens"]),
+        slot_requests=tuple(found["slot_requests"]),
+        counters=Counters(**found["counters"]),
+    )
+
+
+def _error_of(kind: str, message: str) -> EdgekdError:
+    """Return the error that the child raised, as one of ours."""
+    found = getattr(errors, kind, EngineError)
+    is_ours = isinstance(found, type) and issubclass(found, EdgekdError)
+    if not is_ours or found is errors.MissingExtraError:  # which takes other arguments
+        return EdgekdError(message)
+    return found(message)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

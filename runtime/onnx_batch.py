@@ -1,0 +1,191 @@
+"""Many sequences of one ONNX folder, on plain ONNX Runtime.
+
+The KV caches of all slots lie in one buffer per layer and side, bound as past and present of
+every run: where GroupQueryAttention sees the same memory on both sides, it writes in place and
+nothing is copied per token. Bindings are made once for every range of slots.
+
+On an execution provider other than the CPU, ONNX Runtime copies the buffers there and back.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd.errors import EngineError, RecipeError
+from edgekd.runtime.batch_engine import (
+    BATCH_TOKENS,
+    MAX_OUTPUTS,
+    EngineOptions,
+    Work,
+    check_step,
+)
+from edgekd.runtime.onnx_engine import open_session
+from edgekd.runtime.onnx_runs import Run, plan_runs
+from edgekd.runtime.tokenizer import read_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edgekd.runtime.engine import Logits
+
+# R rows (slots of a run), S tokens of a row, C context, H heads, D head size
+# N outputs of one slot, V vocabulary
+
+_PAST = "past_key_values."
+_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
+
+
+class OnnxBatchEngine:
+    """One ONNX model with the KV caches of many sequences."""
+
+    name = "onnxruntime"
+    batch_tokens = BATCH_TOKENS
+
+    def __init__(self, folder: Path, options: EngineOptions) -> None:
+        """Load the model in ``folder``; its trained context bounds ``context_tokens``.
+
+        Raises:
+            ModelError: ONNX Runtime refuses the model, or it is no decoder.
+            RecipeError: the execution provider is not installed.
+        """
+        config = read_json(folder / "config.json")
+        self._session = open_session(folder, options.n_threads, _provider(options.provider))
+        self.vocab_size = int(config["vocab_size"])
+        self.context_tokens = min(options.context_tokens, int(config["max_position_embeddings"]))
+        self.n_slots = options.n_slots
+        self.max_outputs = max(MAX_OUTPUTS, options.n_slots)
+        self._inputs = {entry.name for entry in self._session.get_inputs()}
+        self._cache = self._allocate_cache()
+        self._bindings: dict[tuple[int, int], Any] = {}
+        self._lengths = [0] * options.n_slots
+
+    def length(self, slot: int) -> int:
+        """Return how many tokens ``slot`` holds."""
+        return self._lengths[slot]
+
+    def step(self, work: Sequence[Work]) -> "list[Logits]":
+        """Append the tokens; return each item's logits [N, V], in the order of ``work``."""
+        check_step(self, work)
+        found: dict[int, Logits] = {}
+        for run in plan_runs(work, self._lengths, self.context_tokens):
+            found |= self._run(run)
+            for item in run.items:
+                self._lengths[item.slot] += len(item.ids)
+        return [found[item.slot] for item in work]
+
+    def forget(self, slot: int, position: int = 0) -> int:
+        """Drop every token from ``position`` on: later steps overwrite them."""
+        self._lengths[slot] = min(position, self._lengths[slot])
+        return self._lengths[slot]
+
+    def copy_prefix(self, source: int, target: int, n_tokens: int) -> int:
+        """Make ``target`` begin as ``source`` does, drop the rest; return how many tokens."""
+        n_tokens = min(n_tokens, self._lengths[source])
+        for rows_RHCD in self._cache.values():
+            rows_RHCD[target, :, :n_tokens] = rows_RHCD[source, :, :n_tokens]
+        self._lengths[target] = n_tokens
+        return n_tokens
+
+    def close(self) -> None:
+        """Free the model and the caches."""
+        self._bindings.clear()
+        self._cache.clear()
+        self._session = None
+
+    def _run(self, run: Run) -> "dict[int, Logits]":
+        """Return the logits of every slot in ``run``."""
+        binding = self._binding(run.first, run.last)
+        n_kept = max(run.n_tokens - len(item.ids) + item.n_outputs for item in run.items)
+        for name, array in self._arrays(run, n_kept).items():
+            binding.bind_cpu_input(name, array)
+        binding.bind_output("logits")  # a new buffer: the last one's shape may differ
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # the library raises a family without a common base
+            reason = str(error).strip().splitlines()[0]
+            n_tokens = sum(len(item.ids) for item in run.items)
+            raise EngineError(f"ONNX Runtime failed on {n_tokens} tokens: {reason}") from error
+        logits_RNV = binding.get_outputs()[0].numpy()
+        return {
+            item.slot: _outputs(logits_RNV[item.slot - run.first], run, item) for item in run.items
+        }
+
+    def _arrays(self, run: Run, n_kept: int) -> "dict[str, NDArray[Any]]":
+        """Return the inputs that change from run to run; those the graph has, of all we know."""
+        import numpy as np
+
+        n_rows = run.last - run.first + 1
+        ids_RS = np.zeros((n_rows, run.n_tokens), np.int64)
+        for item in run.items:
+            ids_RS[item.slot - run.first, : len(item.ids)] = item.ids
+        past_R = np.asarray(self._lengths[run.first : run.last + 1], np.int64)
+        totals_R = past_R + run.n_tokens  # padding counts: queries are the last S of them
+        total = int(totals_R.max())
+        # Ones on the right, so that a graph that counts positions from the mask gets them right.
+        mask_RT = np.arange(total)[None] >= (total - totals_R)[:, None]
+        arrays = {
+            "input_ids": ids_RS,
+            "attention_mask": mask_RT.astype(np.int64),
+            "position_ids": past_R[:, None] + np.arange(run.n_tokens)[None],
+            "seqlens_k": (totals_R - 1).astype(np.int32),
+            "total_sequence_length": np.asarray(total, np.int32),
+            "logits_to_keep": np.asarray([n_kept], np.int64),
+        }
+        return {name: array for name, array in arrays.items() if name in self._inputs}
+
+    def _binding(self, first: int, last: int) -> Any:
+        """Return the binding whose caches are those of the slots ``first`` to ``last``."""
+        import onnxruntime as ort
+
+        if (first, last) not in self._bindings:
+            binding = self._session.io_binding()
+            binding.bind_output("logits")  # first, so that it is the first of the outputs
+            for name, rows_RHCD in self._cache.items():
+                # Shares the memory: on the CPU, an OrtValue holds the array itself.
+                value = ort.OrtValue.ortvalue_from_numpy(rows_RHCD[first : last + 1])
+                binding.bind_ortvalue_input(f"{_PAST}{name}", value)
+                binding.bind_ortvalue_output(f"present.{name}", value)
+            self._bindings[first, last] = binding
+        return self._bindings[first, last]
+
+    def _allocate_cache(self) -> "dict[str, NDArray[np.floating[Any]]]":
+        """Return a zeroed buffer [slots, H, C, D] per layer and side."""
+        import numpy as np
+
+        cache = {}
+        for entry in self._session.get_inputs():
+            if entry.name.startswith(_PAST):
+                _, n_heads, _, head_dim = entry.shape
+                shape = (self.n_slots, n_heads, self.context_tokens, head_dim)
+                cache[entry.name.removeprefix(_PAST)] = np.zeros(shape, _TYPES[entry.type])
+        return cache
+
+
+def _outputs(logits_NV: "Logits", run: Run, item: Work) -> "Logits":
+    """Return a row's logits after the last real tokens of ``item``, without the padding."""
+    import numpy as np
+
+    n_padding = run.n_tokens - len(item.ids)
+    end = len(logits_NV) - n_padding
+    return np.array(logits_NV[end - item.n_outputs : end], np.float32)
+
+
+def _provider(name: str) -> str:
+    """Return the full name of the execution provider ``name``, as in ``cpu`` or ``cuda``.
+
+    Raises:
+        RecipeError: this build of ONNX Runtime does not have it.
+    """
+    import onnxruntime as ort
+
+    suffix = "ExecutionProvider"
+    found: list[str] = ort.get_available_providers()
+    short = {each.removesuffix(suffix).lower(): each for each in found}
+    wanted = name.removesuffix(suffix).lower()
+    if wanted not in short:
+        raise RecipeError(
+            f"execution provider {name!r} is not in this ONNX Runtime; it has "
+            f"{', '.join(sorted(short))}; install the package for your hardware, or use cpu"
+        )
+    return short[wanted]

@@ -1,0 +1,66 @@
+"""How many prompt tokens a step may take beside running texts, so that nobody's stream stalls.
+
+A bucket of seconds, learnt from the durations seen. Texts fill it while they run: 0.4 s a
+second, times the prompts that wait for each text. Prompts empty it. So short prompts begin at
+once, a long one slows the texts to 1.4 times at most on average, and either in every step a
+little or, where a step is too short for that, in few of them: a text sees one longer gap in 30.
+"""
+
+EXTRA = 0.4
+"""Seconds for prompts to each second of texts, for one prompt beside one text."""
+BURST_S = 0.1  # an idle bucket; a gap that nobody reading along notices
+SPACING = 30  # steps between two parts of a prompt: 3 %, well below the p95 of the gaps
+LONGEST_GAP_S = 0.2  # a part of a prompt is not saved up for longer
+MIN_CHUNK_TOKENS = 8  # fewer waste a pass over the weights
+FIRST_CHUNK_TOKENS = 32  # as long as no durations are known
+_WEIGHT = 0.2  # of the newest duration in the running mean
+
+
+class Pace:
+    """Running means of what a step of texts and a prompt token take, and the bucket."""
+
+    def __init__(self, batch_tokens: int, extra: float = EXTRA) -> None:
+        """Allow steps of ``batch_tokens``, and ``extra`` seconds for prompts to one of texts."""
+        self._batch_tokens = batch_tokens
+        self._extra = extra
+        self._texts_s: float | None = None
+        self._prompt_token_s: float | None = None
+        self._bucket_s = BURST_S
+        self._n_since_prompt = SPACING
+
+    def prompt_tokens(self, n_texts: int, n_prompts: int, n_wanted: int) -> int:
+        """Return how many of ``n_wanted`` prompt tokens may go beside ``n_texts`` texts now."""
+        most = min(self._batch_tokens - n_texts, n_wanted)
+        if n_texts == 0:
+            return most
+        if self._texts_s is None or self._prompt_token_s is None:
+            return min(FIRST_CHUNK_TOKENS, most)
+        affordable = round(self._bucket_s / self._prompt_token_s)
+        smooth = round(self._extra * self._texts_s * n_prompts / n_texts / self._prompt_token_s)
+        if affordable >= most:
+            return most
+        if smooth >= MIN_CHUNK_TOKENS:
+            return affordable if affordable >= MIN_CHUNK_TOKENS else 0
+        is_due = self._n_since_prompt >= SPACING or self._bucket_s >= LONGEST_GAP_S
+        return max(affordable, 0) if is_due else 0
+
+    def note(self, n_texts: int, n_prompts: int, n_prompt_tokens: int, duration_s: float) -> None:
+        """Learn from a step; ``n_prompts`` waited, of which it took ``n_prompt_tokens``."""
+        texts_s = duration_s
+        self._n_since_prompt = 0 if n_prompt_tokens else self._n_since_prompt + 1
+        if n_prompt_tokens:
+            texts_s = (self._texts_s or 0.0) if n_texts else 0.0
+            # A prompt takes never less than a tenth of its step, whatever else varied.
+            prompt_s = max(duration_s - texts_s, duration_s / 10)
+            self._prompt_token_s = _mean(self._prompt_token_s, prompt_s / n_prompt_tokens)
+            spent_s = prompt_s if n_texts else 0.0
+            self._bucket_s = max(self._bucket_s - spent_s, -BURST_S)
+        else:
+            self._texts_s = _mean(self._texts_s, duration_s)
+        if n_texts:
+            earned_s = self._extra * texts_s * max(n_prompts, 1) / n_texts
+            self._bucket_s = min(self._bucket_s + earned_s, max(BURST_S, LONGEST_GAP_S))
+
+
+def _mean(before: float | None, new: float) -> float:
+    return new if before is None else before + _WEIGHT * (new - before)
