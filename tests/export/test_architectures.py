@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 
 from edgekd.errors import ExportError
 from edgekd.export.architectures import ARCHITECTURES, architecture_of
-from edgekd.export.checkpoint import Checkpoint, open_checkpoint
+from edgekd.export.checkpoint import Checkpoint
 from edgekd.export.from_gguf import gguf_to_checkpoint
 from edgekd.export.plan import make_plan
 from edgekd.export.read_back import read_gguf_blocks, read_onnx_blocks
@@ -21,71 +20,14 @@ from edgekd.runtime.fidelity import compare_engines, compare_greedy
 from edgekd.runtime.loading import open_model
 from edgekd.runtime.tokenizer import FileTokenizer
 from edgekd.runtime.torch_engine import TorchEngine, load_causal_lm
-from tests.conftest import TEXTS, make_tokenizer, save_tokenizer
-
-COMMON: dict[str, Any] = {
-    "vocab_size": 405,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.2,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 2,
-}
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 10_000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
-GEMMA3 = {
-    "num_hidden_layers": 7,
-    "head_dim": 16,
-    "query_pre_attn_scalar": 16,
-    "sliding_window": 24,
-}
-MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama tied": ("Llama", {"tie_word_embeddings": True}),
-    "llama3 rope": ("Llama", {"rope_parameters": LLAMA3_ROPE}),
-    "llama linear rope": ("Llama", {"rope_parameters": LINEAR_ROPE, "attention_bias": True}),
-    "mistral": ("Mistral", {"sliding_window": None, "head_dim": 32}),
-    "smollm3": ("SmolLM3", {"tie_word_embeddings": True}),
-    "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
-    "qwen2 untied": ("Qwen2", {}),
-    "qwen3": ("Qwen3", {"head_dim": 32}),
-    "gemma3": ("Gemma3", {**GEMMA3, "tie_word_embeddings": True}),
-    "gemma3 softcap": ("Gemma3", {**GEMMA3, "final_logit_softcapping": 5.0}),
-    "phi3": ("Phi3", {"sliding_window": None}),
-    "phi4": ("Phi3", {"partial_rotary_factor": 0.5, "tie_word_embeddings": True}),
-}
-
-
-def _save(name: str, folder: Path) -> Checkpoint:
-    family, changes = MODELS[name]
-    config_class = f"{family}TextConfig" if family == "Gemma3" else f"{family}Config"
-    config = getattr(transformers, config_class)(**(COMMON | changes))
-    torch.manual_seed(0)
-    model = getattr(transformers, f"{family}ForCausalLM")(config)
-    for parameter_name, parameter in model.named_parameters():
-        if "norm" in parameter_name or "bias" in parameter_name:
-            torch.nn.init.normal_(parameter, 0.3, 0.2)  # or what is wrong with them stays hidden
-    model.save_pretrained(folder)
-    save_tokenizer(folder, make_tokenizer())
-    return open_checkpoint(folder)
-
+from tests.conftest import TEXTS
+from tests.export.tiny_models import MODELS, save_model
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
     folder = tmp_path_factory.mktemp("architectures")
     # Not named after their family: llama.cpp looks for the tokens of a "phi-3" by its name.
-    return {name: _save(name, folder / f"model-{i}") for i, name in enumerate(MODELS)}
+    return {name: save_model(name, folder / f"model-{i}") for i, name in enumerate(MODELS)}
 
 
 @pytest.fixture(scope="module")
