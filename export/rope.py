@@ -8,7 +8,6 @@ import torch
 
 from edgekd.errors import ExportError
 
-
 _LONG_KINDS = ("longrope", "su")  # "su" is what Phi-3 first called it
 
 

@@ -17,7 +17,7 @@ COMMON: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
-    "initializer_range": 0.2,
+    "initializer_range": 0.125,
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": 2,
@@ -57,7 +57,7 @@ LONG_ROPE = {
     "rope_theta": 10_000.0,
     "short_factor": [1.0 + 0.1 * i for i in range(8)],
     "long_factor": [2.0 + 1.5 * i for i in range(8)],
-    "original_max_position_embeddings": 128,
+    "original_max_position_embeddings": 256,
 }
 # Two sets of rotary frequencies, which no graph of ours holds: GGUF only.
 LONG_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -66,7 +66,7 @@ LONG_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "sliding_window": None,
             "rope_parameters": LONG_ROPE,
-            "original_max_position_embeddings": 128,
+            "original_max_position_embeddings": 256,
         },
     ),
 }
@@ -79,9 +79,23 @@ def save_model(name: str, folder: Path, **changes: Any) -> Checkpoint:
     config = getattr(transformers, config_class)(**(COMMON | settings | changes))
     torch.manual_seed(0)
     model = getattr(transformers, f"{family}ForCausalLM")(config)
-    for parameter_name, parameter in model.named_parameters():
-        if "norm" in parameter_name or "bias" in parameter_name:
-            torch.nn.init.normal_(parameter, 0.3, 0.2)  # or what is wrong with them stays hidden
+    _spread(model)
     model.save_pretrained(folder)
     save_tokenizer(folder, make_tokenizer())
     return open_checkpoint(folder)
+
+
+def _spread(model: Any) -> None:
+    """Make what is wrong with a tensor visible: in every logit, and far from a tie.
+
+    At their initial ones and zeros norms and biases would hide a mistake. Rows of the head get
+    lengths that differ, as trained ones do: the best token then leads by more than the rounding of
+    llama.cpp's 16-bit KV cache, which no export can help.
+    """
+    for name, parameter in model.named_parameters():
+        if "bias" in name:
+            torch.nn.init.normal_(parameter, 0.0, 0.2)
+        elif "norm" in name:
+            parameter.data.add_(torch.empty_like(parameter).normal_(0.0, 0.3))
+    head_VH = model.get_output_embeddings().weight.data
+    head_VH *= torch.empty(len(head_VH), 1).normal_(0.0, 0.7).exp()

@@ -19,9 +19,7 @@ _PIECE_TEXTS = [
 ]
 
 
-def train_byte_level(
-    splitter: str, *, adds_bos: bool = False, vocab_size: int = 400
-) -> Tokenizer:
+def train_byte_level(splitter: str, *, adds_bos: bool = False, vocab_size: int = 400) -> Tokenizer:
     """Return a byte-level BPE that splits as llama.cpp's ``splitter``."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = build_splitter(splitter)
