@@ -36,6 +36,11 @@ GEMMA3 = {
     "head_dim": 16,
     "query_pre_attn_scalar": 16,
     "sliding_window": 24,
+    # Neither is llama.cpp's default.
+    "rope_parameters": {
+        "full_attention": {"rope_type": "default", "rope_theta": 50_000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 5_000.0},
+    },
 }
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama tied": ("Llama", {"tie_word_embeddings": True}),
