@@ -25,6 +25,7 @@ from edgekd.export.architectures import (
     deinterleave_rows,
 )
 from edgekd.export.pretokenizer import build_splitter
+from edgekd.export.sentencepiece import build_tokenizer
 from edgekd.files import atomic_folder
 from edgekd.runtime.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 
@@ -186,34 +187,45 @@ def _read_tensor(path: Path, entry: GgufTensor) -> torch.Tensor:
 
 
 def _read_tokenizer(metadata: dict[str, Any]) -> Tokenizer:
-    if (model := metadata.get("tokenizer.ggml.model")) != "gpt2":
-        raise ModelError(
-            f"the file has a tokenizer of kind {model!r}; byte-level BPE ('gpt2') can be read back"
-        )
     tokens = metadata["tokenizer.ggml.tokens"]
     kinds = metadata.get("tokenizer.ggml.token_type") or [TokenType.NORMAL] * len(tokens)
-    ids = {token: i for i, token in enumerate(tokens) if kinds[i] != TokenType.UNUSED}
-    merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
-    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=merges))
-    tokenizer.pre_tokenizer = build_splitter(metadata.get("tokenizer.ggml.pre", "gpt-2"))
-    tokenizer.decoder = decoders.ByteLevel()
+    if (model := metadata.get("tokenizer.ggml.model")) == "gpt2":
+        tokenizer = _build_byte_level(metadata, tokens, kinds)
+    elif model == "llama":
+        tokenizer = build_tokenizer(metadata)
+    else:
+        raise ModelError(
+            f"the file has a tokenizer of kind {model!r}; can be read back: 'gpt2', a byte-level "
+            "BPE, and 'llama', SentencePiece's"
+        )
     for kind, add in (
+        (TokenType.UNKNOWN, tokenizer.add_special_tokens),
         (TokenType.CONTROL, tokenizer.add_special_tokens),
         (TokenType.USER_DEFINED, tokenizer.add_tokens),
     ):
         add(
             [
-                AddedToken(token, normalized=False, special=kind == TokenType.CONTROL)
+                AddedToken(token, normalized=False, special=kind != TokenType.USER_DEFINED)
                 for i, token in enumerate(tokens)
                 if kinds[i] == kind
             ]
         )
-    if metadata.get("tokenizer.ggml.add_bos_token"):
+    is_sentencepiece = metadata["tokenizer.ggml.model"] == "llama"
+    if metadata.get("tokenizer.ggml.add_bos_token", is_sentencepiece):  # llama.cpp's defaults
         bos_id = metadata["tokenizer.ggml.bos_token_id"]
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<bos> $A".replace("<bos>", tokens[bos_id]),
             special_tokens=[(tokens[bos_id], bos_id)],
         )
+    return tokenizer
+
+
+def _build_byte_level(metadata: dict[str, Any], tokens: list[str], kinds: list[int]) -> Tokenizer:
+    ids = {token: i for i, token in enumerate(tokens) if kinds[i] != TokenType.UNUSED}
+    merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=merges))
+    tokenizer.pre_tokenizer = build_splitter(metadata.get("tokenizer.ggml.pre", "gpt-2"))
+    tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 
@@ -232,7 +244,7 @@ def _tokenizer_config(metadata: dict[str, Any]) -> dict[str, Any]:
 def _generation_config(metadata: dict[str, Any]) -> dict[str, Any]:
     stops = [
         metadata[f"tokenizer.ggml.{key}_token_id"]
-        for key in ("eos", "eot")
+        for key in ("eos", "eot", "eom")
         if f"tokenizer.ggml.{key}_token_id" in metadata
     ]
     return {"eos_token_id": stops} if stops else {}

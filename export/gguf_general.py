@@ -9,13 +9,17 @@ from typing import Any
 import yaml
 from gguf import GGML_QUANT_VERSION, GGUFWriter, LlamaFileType, Metadata
 from gguf.utility import size_label
+from tokenizers import Tokenizer
 
 from edgekd.errors import ModelError
 from edgekd.export.checkpoint import Checkpoint, read_licence
+from edgekd.export.sentencepiece import fitting_name
 from edgekd.runtime.tokenizer import read_json
 
 
-def write_general(writer: GGUFWriter, checkpoint: Checkpoint, file_type: LlamaFileType) -> None:
+def write_general(
+    writer: GGUFWriter, checkpoint: Checkpoint, tokenizer: Tokenizer, file_type: LlamaFileType
+) -> None:
     """Add ``general.*`` to ``writer``, whose tensors are declared already.
 
     Raises:
@@ -26,6 +30,7 @@ def write_general(writer: GGUFWriter, checkpoint: Checkpoint, file_type: LlamaFi
     metadata.size_label = metadata.size_label or size_label(n_parameters, 0, 0, 0)
     metadata.license = read_licence(checkpoint.folder) or metadata.license
     metadata.base_models = metadata.base_models or _sources(checkpoint)
+    metadata.name = fitting_name(metadata.name or checkpoint.folder.absolute().name, tokenizer)
     writer.add_type("model")
     metadata.set_gguf_meta_model(writer)
     writer.add_file_type(file_type)
@@ -39,8 +44,6 @@ def _read(checkpoint: Checkpoint, n_parameters: int) -> Metadata:
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"the head of {folder / 'README.md'} is no YAML: {reason}") from error
-    if metadata.name is None:
-        metadata.name = folder.name
     if metadata.sampling_penalty_repeat is None:  # gguf 0.19 does not know transformers' name
         penalty = read_json(folder / "generation_config.json").get("repetition_penalty")
         metadata.sampling_penalty_repeat = penalty

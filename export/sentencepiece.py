@@ -1,23 +1,28 @@
 """SentencePiece's BPE, as Llama 2, Mistral, Phi-3 and Gemma have it, in llama.cpp's terms.
 
-``tokenizers`` merges pairs by their rank in a list; llama.cpp's SPM merges any two neighbours whose
-text is a token, best score first. Both give the same ids only where the list holds every such pair,
-grouped by the token that it makes. Anything else is refused.
+``tokenizers`` merges pairs by their rank in a list; llama.cpp (``llm_tokenizer_spm``) merges any
+two neighbours whose text is a token, best score first, of equal ones the leftmost. Both give the
+same ids only where the list holds every such pair, grouped by the token that it makes. Anything
+else is refused.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 from gguf import TokenType
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers
 
-from edgekd.errors import ExportError
+from edgekd.errors import ExportError, ModelError
 
 _SPACE = "\u2581"
 BYTE_TOKENS = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 _ADDED_SCORE, _UNUSED_SCORE = -1000.0, -10_000.0  # as in llama.cpp's converter; never compared
+# llama.cpp takes the spaces behind every mark but these for part of it, in models so named.
+_STRIPPING_NAME = "Phi-3"
+_NEVER_STRIPPED = {"<unk>", "<s>", "<|endoftext|>"}
 _PREPEND = {"type": "Prepend", "prepend": _SPACE}
 _REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
 
@@ -61,6 +66,28 @@ def read_pieces(tokenizer: Tokenizer) -> Pieces:
     ):
         raise ExportError(f"llama.cpp cannot tokenize as this tokenizer does: {reason}")
     return Pieces(_scores(model, added), _adds_space_prefix(description))
+
+
+def fitting_name(name: str, tokenizer: Tokenizer) -> str:
+    """Return ``name`` as the model may be called, for llama.cpp goes by it.
+
+    In a model whose name contains phi-3 or phi3 spaces behind marks are swallowed, as Phi-3's own
+    tokenizer says (``rstrip``); it must be called so then, and may not otherwise.
+    """
+    calls_itself_so = re.search("phi-?3", name, re.IGNORECASE) is not None
+    if calls_itself_so == (strips := _strips_like_phi3(tokenizer)):
+        return name
+    if not strips:
+        return re.sub("(phi)-?3", r"\1 3", name, flags=re.IGNORECASE)
+    renamed = re.sub("phi[ _.]3", _STRIPPING_NAME, name, flags=re.IGNORECASE)
+    return renamed if renamed != name else f"{name} ({_STRIPPING_NAME})"
+
+
+def _strips_like_phi3(tokenizer: Tokenizer) -> bool:
+    added = tokenizer.get_added_tokens_decoder().values()
+    stripping = {token.content for token in added if token.rstrip}
+    kept = {token.content for token in added if not token.rstrip}
+    return "</s>" in stripping and kept == _NEVER_STRIPPED
 
 
 def _model_fault(model: dict[str, Any]) -> str | None:
@@ -119,7 +146,7 @@ def _added_fault(tokenizer: Tokenizer, added: list[dict[str, Any]]) -> str | Non
     for token in added:
         content = token["content"]
         for flag in ("single_word", "lstrip", "rstrip"):
-            if token[flag]:
+            if token[flag] and not (flag == "rstrip" and _strips_like_phi3(tokenizer)):
                 return f"token {content!r} has {flag}, which a GGUF cannot say"
         normalized = content
         if token["normalized"] and tokenizer.normalizer:
@@ -169,3 +196,47 @@ def _scores(model: dict[str, Any], added: set[str]) -> dict[str, float]:
 def _merges(model: dict[str, Any]) -> list[tuple[str, str]]:
     split = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
     return [(left, right) for left, right in split]
+
+
+def build_tokenizer(metadata: dict[str, Any]) -> Tokenizer:
+    """Return the tokenizer of a GGUF file whose ``tokenizer.ggml.model`` is ``llama``.
+
+    Special tokens and the first token are not yet in it.
+
+    Raises:
+        ModelError: scores or kinds are missing, or do not say which token is made first.
+    """
+    tokens = metadata["tokenizer.ggml.tokens"]
+    kinds = metadata.get("tokenizer.ggml.token_type", [])
+    listed = metadata.get("tokenizer.ggml.scores", [])
+    if not len(tokens) == len(kinds) == len(listed):
+        raise ModelError(
+            f"the file has {len(tokens)} tokens, {len(listed)} scores and {len(kinds)} kinds; "
+            "convert it again"
+        )
+    scores = dict(zip(tokens, listed, strict=True))
+    vocab = {token: i for i, token in enumerate(tokens) if kinds[i] != TokenType.UNUSED}
+    normal = {token for token in vocab if kinds[vocab[token]] == TokenType.NORMAL}
+    merges = [
+        (token[:cut], token[cut:])
+        for token in sorted(normal, key=lambda token: (-scores[token], vocab[token]))
+        for cut in range(1, len(token))
+        if token[:cut] in normal and token[cut:] in normal
+    ]
+    made = {left + right for left, right in merges}
+    if len({scores[token] for token in made}) < len(made):
+        raise ModelError(
+            "several tokens of the file have the same score, so the order of merges is lost; "
+            "start from the original checkpoint"
+        )
+    unknown = metadata.get("tokenizer.ggml.unknown_token_id", 0)
+    bpe = models.BPE(vocab, merges, byte_fallback=True, fuse_unk=True, unk_token=tokens[unknown])
+    tokenizer = Tokenizer(bpe)
+    spaces = normalizers.Replace(" ", _SPACE)
+    has_prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
+    steps = [normalizers.Prepend(_SPACE), spaces] if has_prefix else [spaces]
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    return tokenizer

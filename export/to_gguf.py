@@ -57,18 +57,15 @@ def write_gguf(
         ExportError: the architecture or the tokenizer has no GGUF form.
         ModelError: the model card is malformed.
     """
+    tokenizer = FileTokenizer(checkpoint.folder)
     writer = GGUFWriter(path, checkpoint.architecture.gguf)
     try:
         _declare_tensors(writer, checkpoint, plan)
-        write_general(writer, checkpoint, _FILE_TYPES[plan.quant])
+        write_general(writer, checkpoint, tokenizer.core, _FILE_TYPES[plan.quant])
         _write_shape(writer, checkpoint)
         _write_rope(writer, checkpoint)
-        write_tokenizer(
-            writer,
-            FileTokenizer(checkpoint.folder),
-            checkpoint.config,
-            read_chat_template(checkpoint.folder),
-        )
+        template = read_chat_template(checkpoint.folder)
+        write_tokenizer(writer, tokenizer, checkpoint.config, template)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()

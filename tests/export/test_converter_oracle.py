@@ -17,7 +17,7 @@ from gguf import GGUFReader
 
 from edgekd.distill.demo_teacher import fetch_teacher
 from edgekd.export.checkpoint import Checkpoint, open_checkpoint
-from edgekd.export.export_model import write_text_side
+from edgekd.export.from_gguf import write_text_side
 from edgekd.export.plan import Quant, make_plan
 from edgekd.export.to_gguf import write_gguf
 from edgekd.progress import Silence
@@ -200,7 +200,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoin
 @pytest.fixture(scope="module")
 def theirs(converter: Path, checkpoints: dict[str, Checkpoint]) -> dict[tuple[str, str], Path]:
     """What the converter makes of every checkpoint."""
-    jobs, files = [], {}
+    jobs: list[dict[str, str]] = []
+    files: dict[tuple[str, str], Path] = {}
     for name, checkpoint in checkpoints.items():
         for quant in QUANTS:
             out = checkpoint.folder / f"theirs-{quant}.gguf"
