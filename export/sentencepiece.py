@@ -8,6 +8,7 @@ else is refused.
 
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -168,10 +169,10 @@ def _merge_fault(model: dict[str, Any], added: set[str]) -> str | None:
             if pair not in merges and all(_can_occur(part, model, added) for part in pair):
                 return f"no merge joins {pair[0]!r} and {pair[1]!r}, though {token!r} is a token"
     made = [left + right for left, right in _merges(model) if left + right not in added]
-    runs = [token for token, _ in groupby(made)]
-    if len(runs) != len(set(runs)):
-        token = next(token for i, token in enumerate(runs) if token in runs[:i])
-        return f"the merges that make {token!r} have different ranks"
+    runs = Counter(token for token, _ in groupby(made))
+    torn = next((token for token, n_runs in runs.items() if n_runs > 1), None)
+    if torn is not None:
+        return f"the merges that make {torn!r} have different ranks"
     return None
 
 
