@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from gguf import GGMLQuantizationType, TokenType
 from gguf.quants import dequantize
 from safetensors.torch import save_file
@@ -24,11 +25,13 @@ from edgekd.export.architectures import (
     architecture_of_gguf,
     deinterleave_rows,
 )
+from edgekd.export.gguf_general import card_head, sampling_settings
 from edgekd.export.pretokenizer import build_splitter
 from edgekd.export.sentencepiece import build_tokenizer
 from edgekd.files import atomic_folder
 from edgekd.runtime.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 
+_ROPE_TENSORS = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
 _SPECIAL_KEYS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
 
@@ -46,8 +49,9 @@ def gguf_to_checkpoint(path: Path, folder: Path) -> None:
         save_file(weights, partial / "model.safetensors", {"format": "pt"})
         _write_json(partial / "config.json", config)
         write_text_side(header, partial)
-        if licence := header.metadata.get("general.license"):
-            (partial / "README.md").write_text(f"---\nlicense: {licence}\n---\n", "utf-8")
+        if head := card_head(header.metadata):
+            text = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
+            (partial / "README.md").write_text(f"---\n{text}---\n", "utf-8")
 
 
 def write_text_side(header: GgufHeader, folder: Path) -> None:
@@ -81,7 +85,7 @@ def _read_config(path: Path, header: GgufHeader) -> dict[str, Any]:
     head_dim = value("attention.key_length", value("embedding_length") // n_heads)
     names = {tensor.name for tensor in header.tensors}
     scaling = value("rope.scaling.type", "none")
-    if "rope_freqs.weight" in names or scaling not in ("none", "linear"):
+    if names & _ROPE_TENSORS or scaling not in ("none", "linear"):
         raise ModelError(f"{path} scales its rotary frequencies, which cannot be read back yet")
     rope: dict[str, Any] = {
         "rope_type": "default",
@@ -247,4 +251,4 @@ def _generation_config(metadata: dict[str, Any]) -> dict[str, Any]:
         for key in ("eos", "eot", "eom")
         if f"tokenizer.ggml.{key}_token_id" in metadata
     ]
-    return {"eos_token_id": stops} if stops else {}
+    return ({"eos_token_id": stops} if stops else {}) | sampling_settings(metadata)

@@ -1,11 +1,12 @@
 """Who a model is, as GGUF's ``general.*``: name, licence, base models, data, languages, sampling.
 
-It comes from the model card's front matter, config.json, generation_config.json and our manifest;
-gguf's own reader of the first three is what llama.cpp's converter uses.
+It is written from the model card's front matter, config.json and generation_config.json, by gguf's
+own reader, which llama.cpp's converter uses as well, and from our manifest.
 """
 
 from typing import Any
 
+import numpy as np
 import yaml
 from gguf import GGML_QUANT_VERSION, GGUFWriter, LlamaFileType, Metadata
 from gguf.utility import size_label
@@ -15,6 +16,13 @@ from edgekd.errors import ModelError
 from edgekd.export.checkpoint import Checkpoint, read_licence
 from edgekd.export.sentencepiece import fitting_name
 from edgekd.runtime.tokenizer import read_json
+
+# Of the same name in a model card and below general.*, where a dot divides the words.
+_CARD_KEYS = (
+    *("license", "license_name", "license_link", "name", "author", "version", "organization"),
+    *("finetune", "basename", "description", "tags", "languages"),
+)
+_SAMPLING_NAMES = {"temp": "temperature", "penalty_repeat": "repetition_penalty"}
 
 
 def write_general(
@@ -57,3 +65,31 @@ def _sources(checkpoint: Checkpoint) -> list[dict[str, Any]] | None:
         {"name": Metadata.id_to_title(source["name"]), "description": source["role"]}
         for source in sources
     ] or None
+
+
+def card_head(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return the front matter of a model card that says what a GGUF's ``general.*`` says."""
+    keys = {key: f"general.{key.replace('_', '.')}" for key in _CARD_KEYS}
+    head = {key: metadata[found] for key, found in keys.items() if found in metadata}
+    for key, group in (("base_model", "base_model"), ("datasets", "dataset")):
+        if count := metadata.get(f"general.{group}.count"):
+            head[key] = [_members(metadata, f"general.{group}.{i}.") for i in range(count)]
+    return head
+
+
+def sampling_settings(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return a GGUF's sampling settings under generation_config.json's names."""
+    prefix = "general.sampling."
+    found = _members(metadata, prefix)
+    return {_SAMPLING_NAMES.get(key, key): value for key, value in found.items()}
+
+
+def _members(metadata: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Return the entries below ``prefix``; float32 numbers as short as they were written."""
+    return {
+        key.removeprefix(prefix): float(str(np.float32(value)))
+        if isinstance(value, float)
+        else value
+        for key, value in metadata.items()
+        if key.startswith(prefix)
+    }

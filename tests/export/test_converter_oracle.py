@@ -23,23 +23,11 @@ from edgekd.export.to_gguf import write_gguf
 from edgekd.progress import Silence
 from edgekd.runtime.gguf_header import read_gguf_header
 from tests.conftest import save_tokenizer
-from tests.export.tiny_models import save_model
+from tests.export.tiny_models import CARD, SAMPLING, save_model
 from tests.export.tiny_tokenizers import save_pieces, train_byte_level
 
 ROOT = Path(__file__).parents[2]
 QUANTS: tuple[Quant, ...] = ("f32", "f16")
-CARD = """---
-license: apache-2.0
-license_name: Apache
-language: [en, de]
-tags: [tiny, distillation]
-pipeline_tag: text-generation
-base_model: HuggingFaceTB/SmolLM2-135M-Instruct
-datasets: [HuggingFaceTB/smoltalk, local]
----
-# A tiny model
-"""
-SAMPLING = {"temperature": 0.7, "top_p": 0.9, "top_k": 20, "repetition_penalty": 1.1}
 
 
 @dataclass(frozen=True)

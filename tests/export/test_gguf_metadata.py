@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from edgekd.errors import ExportError, ModelError
-from edgekd.export.checkpoint import open_checkpoint
+from edgekd.export.checkpoint import open_checkpoint, read_licence
+from edgekd.export.from_gguf import gguf_to_checkpoint
 from edgekd.export.plan import make_plan
 from edgekd.export.to_gguf import write_gguf
 from edgekd.runtime.gguf_header import read_gguf_header
 from edgekd.runtime.llamacpp_engine import LlamaCppVocabulary
+from tests.export.tiny_models import CARD, SAMPLING
 
 
 @pytest.fixture
@@ -93,3 +95,15 @@ def test_special_ids_come_from_the_config_where_the_tokenizer_names_none(folder:
     found = metadata_of(folder)
     assert found["tokenizer.ggml.bos_token_id"] == 1
     assert found["tokenizer.ggml.padding_token_id"] == 2
+
+
+def test_what_a_file_says_of_its_model_survives_being_read_back(
+    folder: Path, tmp_path: Path
+) -> None:
+    (folder / "README.md").write_text(CARD)
+    write_json(folder / "generation_config.json", {"eos_token_id": [2, 0], **SAMPLING})
+    first = export(folder)
+    gguf_to_checkpoint(first, tmp_path / "back")
+    expected, found = read_gguf_header(first).metadata, metadata_of(tmp_path / "back")
+    assert {key: found.get(key) for key in expected} == expected
+    assert read_licence(tmp_path / "back") == "apache-2.0"

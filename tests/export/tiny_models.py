@@ -22,6 +22,18 @@ COMMON: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 2,
 }
+CARD = """---
+license: apache-2.0
+license_name: Apache
+language: [en, de]
+tags: [tiny, distillation]
+pipeline_tag: text-generation
+base_model: HuggingFaceTB/SmolLM2-135M-Instruct
+datasets: [HuggingFaceTB/smoltalk, local]
+---
+# A tiny model
+"""
+SAMPLING = {"temperature": 0.7, "top_p": 0.9, "top_k": 20, "repetition_penalty": 1.1}
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 10_000.0,
