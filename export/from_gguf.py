@@ -26,8 +26,8 @@ from edgekd.export.architectures import (
     deinterleave_rows,
 )
 from edgekd.export.gguf_general import card_head, sampling_settings
+from edgekd.export.pieces import build_tokenizer
 from edgekd.export.pretokenizer import build_splitter
-from edgekd.export.sentencepiece import build_tokenizer
 from edgekd.files import atomic_folder
 from edgekd.runtime.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from edgekd.errors import ModelError
 from edgekd.export.checkpoint import Checkpoint, read_licence
-from edgekd.export.sentencepiece import fitting_name
+from edgekd.export.pieces import fitting_name
 from edgekd.runtime.tokenizer import read_json
 
 # Of the same name in a model card and below general.*, where a dot divides the words.

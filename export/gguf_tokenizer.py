@@ -7,8 +7,8 @@ from typing import Any
 from gguf import GGUFWriter, TokenType
 
 from edgekd.errors import ExportError
+from edgekd.export.pieces import BYTE_TOKENS, is_sentencepiece, read_pieces
 from edgekd.export.pretokenizer import splitter_name
-from edgekd.export.sentencepiece import BYTE_TOKENS, is_sentencepiece, read_pieces
 from edgekd.runtime.chat_template import ChatTemplate
 from edgekd.runtime.tokenizer import FileTokenizer
 

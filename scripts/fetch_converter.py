@@ -40,8 +40,9 @@ def _cache_folder() -> Path:
 
 
 def _download(installed: str, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest"]
-    command += [str(folder), "--no-binary=llama-cpp-python", f"llama-cpp-python=={installed}"]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--retries=1", "--timeout=30"]
+    command += ["--no-deps", "--no-binary=llama-cpp-python", "--dest", str(folder)]
+    command += [f"llama-cpp-python=={installed}"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     archives = list(folder.glob("llama_cpp_python-*.tar.gz"))
     if result.returncode or not archives:

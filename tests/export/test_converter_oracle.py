@@ -27,7 +27,7 @@ from tests.export.tiny_models import CARD, SAMPLING, save_model
 from tests.export.tiny_tokenizers import save_pieces, train_byte_level
 
 ROOT = Path(__file__).parents[2]
-QUANTS: tuple[Quant, ...] = ("f32", "f16")
+QUANTS: tuple[Quant, ...] = ("f32", "f16", "q8_0")
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,8 @@ def converter() -> Path:
 
 
 @pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
+def checkpoints(converter: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
+    """Every case; asks for the converter, so that nothing else is fetched where that cannot be."""
     folder = tmp_path_factory.mktemp("oracle")
     # A name with the parts that llama.cpp's naming knows: base, size, kind, version.
     names = {name: folder / f"tiny{i}-200K-instruct-v0.1" for i, name in enumerate(CASES)}

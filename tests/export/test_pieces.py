@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from edgekd.errors import ExportError, ModelError
 from edgekd.export.checkpoint import Checkpoint
 from edgekd.export.from_gguf import write_text_side
+from edgekd.export.pieces import build_tokenizer, fitting_name, read_pieces
 from edgekd.export.plan import make_plan
-from edgekd.export.sentencepiece import build_tokenizer, fitting_name, read_pieces
 from edgekd.export.to_gguf import write_gguf
 from edgekd.export.verify import PROBE_TEXTS
 from edgekd.runtime.gguf_header import read_gguf_header
