@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from gguf import GGMLQuantizationType, TokenType
 from gguf.quants import dequantize
 from safetensors.torch import save_file
@@ -24,10 +25,13 @@ from edgekd.export.architectures import (
     architecture_of_gguf,
     deinterleave_rows,
 )
+from edgekd.export.gguf_general import card_head, sampling_settings
+from edgekd.export.pieces import build_tokenizer
 from edgekd.export.pretokenizer import build_splitter
 from edgekd.files import atomic_folder
 from edgekd.runtime.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 
+_ROPE_TENSORS = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
 _SPECIAL_KEYS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
 
@@ -45,8 +49,9 @@ def gguf_to_checkpoint(path: Path, folder: Path) -> None:
         save_file(weights, partial / "model.safetensors", {"format": "pt"})
         _write_json(partial / "config.json", config)
         write_text_side(header, partial)
-        if licence := header.metadata.get("general.license"):
-            (partial / "README.md").write_text(f"---\nlicense: {licence}\n---\n", "utf-8")
+        if head := card_head(header.metadata):
+            text = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
+            (partial / "README.md").write_text(f"---\n{text}---\n", "utf-8")
 
 
 def write_text_side(header: GgufHeader, folder: Path) -> None:
@@ -80,7 +85,7 @@ def _read_config(path: Path, header: GgufHeader) -> dict[str, Any]:
     head_dim = value("attention.key_length", value("embedding_length") // n_heads)
     names = {tensor.name for tensor in header.tensors}
     scaling = value("rope.scaling.type", "none")
-    if "rope_freqs.weight" in names or scaling not in ("none", "linear"):
+    if names & _ROPE_TENSORS or scaling not in ("none", "linear"):
         raise ModelError(f"{path} scales its rotary frequencies, which cannot be read back yet")
     rope: dict[str, Any] = {
         "rope_type": "default",
@@ -186,34 +191,45 @@ def _read_tensor(path: Path, entry: GgufTensor) -> torch.Tensor:
 
 
 def _read_tokenizer(metadata: dict[str, Any]) -> Tokenizer:
-    if (model := metadata.get("tokenizer.ggml.model")) != "gpt2":
-        raise ModelError(
-            f"the file has a tokenizer of kind {model!r}; byte-level BPE ('gpt2') can be read back"
-        )
     tokens = metadata["tokenizer.ggml.tokens"]
     kinds = metadata.get("tokenizer.ggml.token_type") or [TokenType.NORMAL] * len(tokens)
-    ids = {token: i for i, token in enumerate(tokens) if kinds[i] != TokenType.UNUSED}
-    merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
-    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=merges))
-    tokenizer.pre_tokenizer = build_splitter(metadata.get("tokenizer.ggml.pre", "gpt-2"))
-    tokenizer.decoder = decoders.ByteLevel()
+    if (model := metadata.get("tokenizer.ggml.model")) == "gpt2":
+        tokenizer = _build_byte_level(metadata, tokens, kinds)
+    elif model == "llama":
+        tokenizer = build_tokenizer(metadata)
+    else:
+        raise ModelError(
+            f"the file has a tokenizer of kind {model!r}; can be read back: 'gpt2', a byte-level "
+            "BPE, and 'llama', SentencePiece's"
+        )
     for kind, add in (
+        (TokenType.UNKNOWN, tokenizer.add_special_tokens),
         (TokenType.CONTROL, tokenizer.add_special_tokens),
         (TokenType.USER_DEFINED, tokenizer.add_tokens),
     ):
         add(
             [
-                AddedToken(token, normalized=False, special=kind == TokenType.CONTROL)
+                AddedToken(token, normalized=False, special=kind != TokenType.USER_DEFINED)
                 for i, token in enumerate(tokens)
                 if kinds[i] == kind
             ]
         )
-    if metadata.get("tokenizer.ggml.add_bos_token"):
+    is_sentencepiece = metadata["tokenizer.ggml.model"] == "llama"
+    if metadata.get("tokenizer.ggml.add_bos_token", is_sentencepiece):  # llama.cpp's defaults
         bos_id = metadata["tokenizer.ggml.bos_token_id"]
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<bos> $A".replace("<bos>", tokens[bos_id]),
             special_tokens=[(tokens[bos_id], bos_id)],
         )
+    return tokenizer
+
+
+def _build_byte_level(metadata: dict[str, Any], tokens: list[str], kinds: list[int]) -> Tokenizer:
+    ids = {token: i for i, token in enumerate(tokens) if kinds[i] != TokenType.UNUSED}
+    merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=merges))
+    tokenizer.pre_tokenizer = build_splitter(metadata.get("tokenizer.ggml.pre", "gpt-2"))
+    tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 
@@ -232,7 +248,7 @@ def _tokenizer_config(metadata: dict[str, Any]) -> dict[str, Any]:
 def _generation_config(metadata: dict[str, Any]) -> dict[str, Any]:
     stops = [
         metadata[f"tokenizer.ggml.{key}_token_id"]
-        for key in ("eos", "eot")
+        for key in ("eos", "eot", "eom")
         if f"tokenizer.ggml.{key}_token_id" in metadata
     ]
-    return {"eos_token_id": stops} if stops else {}
+    return ({"eos_token_id": stops} if stops else {}) | sampling_settings(metadata)

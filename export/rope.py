@@ -1,11 +1,26 @@
 """Rotary embeddings as configs describe them: bases, scaling, and the tables that graphs hold."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from edgekd.errors import ExportError
+
+_LONG_KINDS = ("longrope", "su")  # "su" is what Phi-3 first called it
+
+
+@dataclass(frozen=True)
+class LongRope:
+    """LongRoPE (arXiv:2402.13753): two lists of divisors, chosen by the length of the text."""
+
+    short: torch.Tensor
+    """Divisor of each frequency up to the original context, float64 [rotary_dim / 2]."""
+    long: torch.Tensor
+    """The same beyond it."""
+    attention_factor: float
+    """What cosines and sines are multiplied by."""
 
 
 def rope_settings(config: dict[str, Any], *, is_windowed: bool = False) -> dict[str, Any]:
@@ -33,6 +48,43 @@ def rotary_dim(config: dict[str, Any]) -> int:
     return int(head_dim * share)
 
 
+def original_context(config: dict[str, Any]) -> int:
+    """Return how many tokens the model was pretrained with, before its context was extended."""
+    key = "original_max_position_embeddings"
+    return int(rope_settings(config).get(key) or config.get(key) or 4096)  # as in Phi3Config
+
+
+def long_rope(config: dict[str, Any]) -> LongRope | None:
+    """Return the LongRoPE scaling of ``config``; none if it has another kind or none.
+
+    Raises:
+        ExportError: the lists are no list of one divisor for each frequency.
+    """
+    rope = rope_settings(config)
+    if _kind(rope) not in _LONG_KINDS:
+        return None
+    n_frequencies = rotary_dim(config) // 2
+    short, long = (
+        torch.tensor(rope.get(f"{name}_factor") or [], dtype=torch.float64)
+        for name in ("short", "long")
+    )
+    if len(short) != n_frequencies or len(long) != n_frequencies:
+        raise ExportError(
+            f"LongRoPE has {len(short)} short and {len(long)} long factors for {n_frequencies} "
+            "rotary frequencies; config.json is damaged"
+        )
+    return LongRope(short, long, _attention_factor(config, rope))
+
+
+def _attention_factor(config: dict[str, Any], rope: dict[str, Any]) -> float:
+    """Return ``attention_factor``, else what the paper derives from the contexts' ratio."""
+    if (given := rope.get("attention_factor")) is not None:
+        return float(given)
+    original = original_context(config)
+    ratio = rope.get("factor") or config["max_position_embeddings"] / original
+    return math.sqrt(1 + math.log(ratio) / math.log(original)) if ratio > 1 else 1.0
+
+
 def rope_factors(config: dict[str, Any], *, is_windowed: bool = False) -> torch.Tensor | None:
     """Return what each rotary frequency is divided by, float64 [rotary_dim / 2]; none if nothing.
 
@@ -43,12 +95,17 @@ def rope_factors(config: dict[str, Any], *, is_windowed: bool = False) -> torch.
         ExportError: a RoPE scaling of another kind.
     """
     rope = rope_settings(config, is_windowed=is_windowed)
-    kind = rope.get("rope_type") or rope.get("type") or "default"
+    kind = _kind(rope)
     if kind == "default":
         return None
     freqs = _plain_inv_freq(config, is_windowed)
     if kind == "linear":
         return torch.full_like(freqs, float(rope["factor"]))
+    if kind in _LONG_KINDS:
+        raise ExportError(
+            "RoPE scaling 'longrope' has two sets of frequencies, which only GGUF can hold; "
+            "export as gguf"
+        )
     if kind != "llama3":
         raise ExportError(f"RoPE scaling {kind!r} is not supported; known: default, linear, llama3")
     factor, low, high = (rope[key] for key in ("factor", "low_freq_factor", "high_freq_factor"))
@@ -62,6 +119,10 @@ def rope_inv_freq(config: dict[str, Any], *, is_windowed: bool = False) -> torch
     freqs = _plain_inv_freq(config, is_windowed)
     factors = rope_factors(config, is_windowed=is_windowed)
     return freqs if factors is None else freqs / factors
+
+
+def _kind(rope: dict[str, Any]) -> str:
+    return str(rope.get("rope_type") or rope.get("type") or "default")
 
 
 def _plain_inv_freq(config: dict[str, Any], is_windowed: bool) -> torch.Tensor:

@@ -19,15 +19,22 @@ from numpy.typing import NDArray
 
 from edgekd.export.architectures import interleave_rows
 from edgekd.export.blocks import pack_gguf, quantize
-from edgekd.export.checkpoint import Checkpoint, read_licence
+from edgekd.export.checkpoint import Checkpoint
+from edgekd.export.gguf_general import write_general
 from edgekd.export.gguf_tokenizer import write_tokenizer
 from edgekd.export.k_quants import quantize_rows
 from edgekd.export.plan import Plan, Quant
-from edgekd.export.rope import rope_factors, rope_settings, rope_theta, rotary_dim
+from edgekd.export.rope import (
+    long_rope,
+    original_context,
+    rope_factors,
+    rope_settings,
+    rope_theta,
+    rotary_dim,
+)
 from edgekd.progress import Advance, Progress, Silence
 from edgekd.runtime.chat_template import read_chat_template
 from edgekd.runtime.tokenizer import FileTokenizer
-from edgekd.units import format_count
 
 _FILE_TYPES: dict[Quant, LlamaFileType] = {
     "f32": LlamaFileType.ALL_F32,
@@ -39,7 +46,6 @@ _FILE_TYPES: dict[Quant, LlamaFileType] = {
     "q6_k": LlamaFileType.MOSTLY_Q6_K,
 }
 _FLOATS: dict[str, type[np.floating[Any]]] = {"f32": np.float32, "f16": np.float16}
-_ROPE_FACTORS = "rope_freqs.weight"
 
 
 def write_gguf(
@@ -49,17 +55,17 @@ def write_gguf(
 
     Raises:
         ExportError: the architecture or the tokenizer has no GGUF form.
+        ModelError: the model card is malformed.
     """
+    tokenizer = FileTokenizer(checkpoint.folder)
     writer = GGUFWriter(path, checkpoint.architecture.gguf)
     try:
-        _write_metadata(writer, checkpoint, plan)
-        write_tokenizer(
-            writer,
-            FileTokenizer(checkpoint.folder),
-            checkpoint.config["vocab_size"],
-            read_chat_template(checkpoint.folder),
-        )
         _declare_tensors(writer, checkpoint, plan)
+        write_general(writer, checkpoint, tokenizer.core, _FILE_TYPES[plan.quant])
+        _write_shape(writer, checkpoint)
+        _write_rope(writer, checkpoint)
+        template = read_chat_template(checkpoint.folder)
+        write_tokenizer(writer, tokenizer, checkpoint.config, template)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
@@ -69,15 +75,8 @@ def write_gguf(
         writer.close()
 
 
-def _write_metadata(writer: GGUFWriter, checkpoint: Checkpoint, plan: Plan) -> None:
+def _write_shape(writer: GGUFWriter, checkpoint: Checkpoint) -> None:
     config = checkpoint.config
-    writer.add_type("model")
-    writer.add_name(model_name(checkpoint))
-    writer.add_size_label(format_count(checkpoint.n_parameters))
-    if licence := read_licence(checkpoint.folder):
-        writer.add_license(licence)
-    writer.add_file_type(_FILE_TYPES[plan.quant])
-    writer.add_quantization_version(2)  # GGML_QNT_VERSION
     writer.add_block_count(checkpoint.n_layers)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -90,7 +89,10 @@ def _write_metadata(writer: GGUFWriter, checkpoint: Checkpoint, plan: Plan) -> N
     writer.add_vocab_size(config["vocab_size"])
     if (softcap := config.get("final_logit_softcapping")) is not None:
         writer.add_final_logit_softcapping(float(softcap))
-    _write_rope(writer, checkpoint)
+    if checkpoint.architecture.global_every:
+        writer.add_sliding_window(config["sliding_window"])
+    elif checkpoint.architecture.gguf == "phi3":  # 0 is none; left out, builds differ in what it is
+        writer.add_sliding_window(config.get("sliding_window") or 0)
 
 
 def _write_rope(writer: GGUFWriter, checkpoint: Checkpoint) -> None:
@@ -102,13 +104,11 @@ def _write_rope(writer: GGUFWriter, checkpoint: Checkpoint) -> None:
         writer.add_rope_scaling_type(RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(float(settings["factor"]))
     if checkpoint.architecture.global_every:
-        writer.add_sliding_window(config["sliding_window"])
         writer.add_rope_freq_base_swa(rope_theta(config, is_windowed=True))
-
-
-def model_name(checkpoint: Checkpoint) -> str:
-    """Return what to call the model in the file: its own name, else its folder's."""
-    return Path(checkpoint.config.get("_name_or_path") or checkpoint.folder.absolute()).name
+    if checkpoint.architecture.gguf == "phi3":
+        writer.add_rope_scaling_orig_ctx_len(original_context(config))
+    if (scaling := long_rope(config)) is not None:
+        writer.add_rope_scaling_attn_factors(scaling.attention_factor)
 
 
 def _declare_tensors(writer: GGUFWriter, checkpoint: Checkpoint, plan: Plan) -> None:
@@ -122,8 +122,8 @@ def _declare_tensors(writer: GGUFWriter, checkpoint: Checkpoint, plan: Plan) -> 
         n_bytes = int(np.prod(shape)) * dtype.itemsize
         gguf_name = checkpoint.architecture.to_gguf_name(name)
         writer.add_tensor_info(gguf_name, shape, dtype, n_bytes, ggml_type)
-    if (factors := _rope_tensor(checkpoint)) is not None:
-        writer.add_tensor_info(_ROPE_FACTORS, factors.shape, np.dtype(np.float32), 4 * len(factors))
+    for name, factors in _rope_tensors(checkpoint).items():
+        writer.add_tensor_info(name, factors.shape, np.dtype(np.float32), 4 * len(factors))
 
 
 def _write_tensors(
@@ -139,14 +139,24 @@ def _write_tensors(
             tensor = tensor + architecture.norm_offset
         writer.write_tensor_data(_stored_array(tensor, name, plan))
         advance(number, "tensors")
-    if (factors := _rope_tensor(checkpoint)) is not None:
+    for factors in _rope_tensors(checkpoint).values():
         writer.write_tensor_data(factors.float().numpy())
 
 
-def _rope_tensor(checkpoint: Checkpoint) -> torch.Tensor | None:
-    """Return the divisors that llama.cpp reads as a tensor: those of Llama 3.1's scaling."""
+def _rope_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """Return the divisors of rotary frequencies that llama.cpp reads as tensors.
+
+    Llama 3.1's scaling is one list of them; LongRoPE has one for contexts up to the original length
+    and one for longer ones, between which llama.cpp chooses by the length it is started with.
+    """
+    if (scaling := long_rope(checkpoint.config)) is not None:
+        return {
+            "rope_factors_long.weight": scaling.long,
+            "rope_factors_short.weight": scaling.short,
+        }
     is_linear = rope_settings(checkpoint.config).get("rope_type") == "linear"
-    return None if is_linear else rope_factors(checkpoint.config)
+    factors = None if is_linear else rope_factors(checkpoint.config)
+    return {} if factors is None else {"rope_freqs.weight": factors}
 
 
 def _stored_array(tensor: torch.Tensor, name: str, plan: Plan) -> NDArray[Any]:

@@ -39,12 +39,14 @@ def write_onnx(checkpoint: Checkpoint, plan: Plan, folder: Path) -> None:
     """Write ``checkpoint`` into the empty ``folder`` with the types of ``plan``.
 
     Raises:
-        ExportError: the plan asks for a type that the graph does not have.
+        ExportError: the plan asks for a type that the graph does not have, or the config for
+            rotary frequencies that depend on the length of the text.
     """
     if plan.quant not in ("f32", "q8_0", "q4_0"):
         raise ExportError(
             f"ONNX export knows f32, q8_0 and q4_0; {plan.quant} has no kernels on the CPU"
         )
+    rope_inv_freq(checkpoint.config)  # refuses before a file is opened
     builder = GraphBuilder(folder / DATA_FILE)
     _Emitter(builder, checkpoint, plan).emit()
     builder.save(folder / MODEL_FILE, "edgekd", _OPSET)

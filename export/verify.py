@@ -172,24 +172,26 @@ def blocks_equal(one: Blocks, other: Blocks) -> bool:
 
 
 def check_text_side(loaded: LoadedModel, checkpoint: Checkpoint) -> None:
-    """Compare token ids and rendered chats of the artifact with the checkpoint's.
+    """Compare token ids, rendered chats and stop tokens of the artifact with the checkpoint's.
 
     Raises:
         VerificationError: they differ; the first difference is shown.
     """
     tokenizer = FileTokenizer(checkpoint.folder)
-    for text in PROBE_TEXTS:
+    template = read_chat_template(checkpoint.folder)
+    wanted = template.render(_CONVERSATION) if template else None
+    rendered = loaded.chat_template.render(_CONVERSATION) if loaded.chat_template else None
+    if wanted != rendered:
+        raise VerificationError(f"{loaded.path.name} renders chats unlike its checkpoint")
+    for text in (*PROBE_TEXTS, wanted or ""):
         expected, found = tokenizer.encode(text), loaded.tokenizer.encode(text)
         if expected != found:
             raise VerificationError(
                 f"{loaded.path.name} tokenizes {text[:24]!r} as {found[:8]}, the checkpoint as "
                 f"{expected[:8]}"
             )
-    template = read_chat_template(checkpoint.folder)
-    wanted = template.render(_CONVERSATION) if template else None
-    rendered = loaded.chat_template.render(_CONVERSATION) if loaded.chat_template else None
-    if wanted != rendered:
-        raise VerificationError(f"{loaded.path.name} renders chats unlike its checkpoint")
+    if lost := tokenizer.stop_ids - loaded.tokenizer.stop_ids:
+        raise VerificationError(f"{loaded.path.name} would not stop at tokens {sorted(lost)}")
 
 
 def _measure(
