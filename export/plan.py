@@ -7,6 +7,7 @@ from edgekd.errors import ExportError
 from edgekd.export.blocks import BITS, BLOCK_SIZE, GridName
 from edgekd.export.checkpoint import Checkpoint
 from edgekd.export.k_quants import K_TYPES, MIXTURES, KType, Mixture, mixture_types
+from edgekd.export.round_matrix import KeptRows
 
 Quant = Literal["f32", "f16", "q8_0", "q4_0", "q4_k_m", "q5_k_m", "q6_k"]
 QUANTS: tuple[Quant, ...] = get_args(Quant)
@@ -30,6 +31,8 @@ class Plan:
     """Of embedding and head, where the other matrices are q4_0."""
     fallen: tuple[str, ...] = ()
     """Matrices that are stored in a larger type, their rows being no multiple of 256."""
+    kept: KeptRows | None = None
+    """Matrices that were rounded beforehand, on calibration data."""
 
     def grid_of(self, name: str) -> GridName | None:
         """Return the grid of the tensor ``name``; none where it is stored as float."""

@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from edgekd.export.architectures import deinterleave_rows
-from edgekd.export.blocks import Blocks, GridName, unpack_gguf, unpack_matmul_nbits
+from edgekd.export.blocks import Blocks, GridName, pack_gguf, unpack_gguf, unpack_matmul_nbits
 from edgekd.export.checkpoint import Checkpoint
 from edgekd.export.k_quants import K_TYPES
 from edgekd.export.to_onnx import MODEL_FILE
 from edgekd.runtime.gguf_header import read_gguf_header
+from edgekd.runtime.model_kind import ModelKind, detect_kind
 
 
 def read_gguf_blocks(path: Path, checkpoint: Checkpoint) -> Iterator[tuple[str, Blocks]]:
@@ -71,3 +72,17 @@ def read_onnx_blocks(folder: Path) -> Iterator[tuple[str, Blocks]]:
         packed = onnx.numpy_helper.to_array(arrays[f"{name}.codes"])
         scales_NB = onnx.numpy_helper.to_array(arrays[f"{name}.scales"])
         yield name, unpack_matmul_nbits(packed, scales_NB, "q4_0" if bits == 4 else "q8_0")
+
+
+def read_rows(artifact: Path, checkpoint: Checkpoint) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Yield checkpoint name and GGUF rows of every quantized matrix in a GGUF or ONNX artifact.
+
+    Rows come in the checkpoint's order, so that both containers of one model give the same.
+    """
+    if detect_kind(artifact) is ModelKind.ONNX:
+        found = read_onnx_blocks(artifact)
+    else:
+        found = read_gguf_blocks(artifact, checkpoint)
+        yield from read_gguf_rows(artifact, checkpoint)
+    for name, blocks in found:
+        yield name, pack_gguf(blocks)

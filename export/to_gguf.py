@@ -18,12 +18,12 @@ from gguf import (
 from numpy.typing import NDArray
 
 from edgekd.export.architectures import interleave_rows
-from edgekd.export.blocks import pack_gguf, quantize
+from edgekd.export.blocks import pack_gguf
 from edgekd.export.checkpoint import Checkpoint, read_licence
 from edgekd.export.gguf_tokenizer import write_tokenizer
-from edgekd.export.k_quants import quantize_rows
 from edgekd.export.plan import Plan, Quant
 from edgekd.export.rope import rope_factors, rope_settings, rope_theta, rotary_dim
+from edgekd.export.round_matrix import matrix_blocks, matrix_rows
 from edgekd.progress import Advance, Progress, Silence
 from edgekd.runtime.chat_template import read_chat_template
 from edgekd.runtime.tokenizer import FileTokenizer
@@ -132,12 +132,10 @@ def _write_tensors(
     n_heads = checkpoint.config["num_attention_heads"]
     architecture = checkpoint.architecture
     for number, name in enumerate(plan.types, 1):
-        tensor = checkpoint.tensor(name)
+        rows = _stored_array(checkpoint, name, plan)
         if n_rotated := architecture.rotated_heads(name, n_heads, checkpoint.n_kv_heads):
-            tensor = interleave_rows(tensor, n_rotated)
-        if architecture.is_norm(name):
-            tensor = tensor + architecture.norm_offset
-        writer.write_tensor_data(_stored_array(tensor, name, plan))
+            rows = interleave_rows(torch.from_numpy(rows), n_rotated).numpy()
+        writer.write_tensor_data(rows)
         advance(number, "tensors")
     if (factors := _rope_tensor(checkpoint)) is not None:
         writer.write_tensor_data(factors.float().numpy())
@@ -149,9 +147,13 @@ def _rope_tensor(checkpoint: Checkpoint) -> torch.Tensor | None:
     return None if is_linear else rope_factors(checkpoint.config)
 
 
-def _stored_array(tensor: torch.Tensor, name: str, plan: Plan) -> NDArray[Any]:
+def _stored_array(checkpoint: Checkpoint, name: str, plan: Plan) -> NDArray[Any]:
+    """Return the tensor ``name`` as it is stored, its rows in the checkpoint's order."""
     if (grid := plan.grid_of(name)) is not None:
-        return pack_gguf(quantize(tensor, grid))
+        return pack_gguf(matrix_blocks(checkpoint, name, grid, plan.kept))
     if (kind := plan.k_types().get(name)) is not None:
-        return quantize_rows(tensor, kind)
+        return matrix_rows(checkpoint, name, kind, plan.kept)
+    tensor = checkpoint.tensor(name)
+    if checkpoint.architecture.is_norm(name):
+        tensor = tensor + checkpoint.architecture.norm_offset
     return tensor.numpy().astype(_FLOATS[plan.types[name]])

@@ -19,11 +19,12 @@ from onnx import TensorProto
 
 from edgekd.errors import ExportError
 from edgekd.export.architectures import attention_scale
-from edgekd.export.blocks import BITS, BLOCK_SIZE, Blocks, pack_matmul_nbits, quantize
+from edgekd.export.blocks import BITS, BLOCK_SIZE, Blocks, pack_matmul_nbits
 from edgekd.export.checkpoint import TOKENIZER_FILES, Checkpoint
 from edgekd.export.onnx_graph import GraphBuilder
 from edgekd.export.plan import Plan
 from edgekd.export.rope import rope_inv_freq, rotary_dim
+from edgekd.export.round_matrix import matrix_blocks
 
 # B batch, S new tokens, P past tokens, H hidden, K blocks in a row
 
@@ -344,7 +345,7 @@ class _Emitter:
     def _blocks(self, name: str) -> Blocks:
         grid = self.plan.grid_of(name)
         assert grid is not None
-        return quantize(self.checkpoint.tensor(name), grid)
+        return matrix_blocks(self.checkpoint, name, grid, self.plan.kept)
 
     def _last_positions(self, hidden: str) -> str:
         """Keep the last ``logits_to_keep`` positions, so that prefill skips most of the head."""

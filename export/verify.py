@@ -1,14 +1,16 @@
 """Prove that an artifact is what it claims to be, in layers that are never mixed.
 
 * structure: the manifest's hashes, the header, the tokenizer, the chat template;
-* weights: codes and scales equal the checkpoint's, rounded by the training grid, bit for bit;
+* weights: codes and scales equal the checkpoint's, rounded by the training grid or on
+  calibration data, bit for bit;
 * arithmetic: what the engine adds on top of those weights (int8 activations), as KL and top-1
   against torch running the very same rounded weights;
 * and beside them, never as a gate, what the rounding itself costs against the float checkpoint.
 """
 
 import math
-from dataclasses import asdict, dataclass
+import tempfile
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,21 @@ import numpy as np
 import torch
 
 from edgekd.errors import VerificationError
-from edgekd.export.blocks import Blocks, fake_quantize, quantize
-from edgekd.export.checkpoint import Checkpoint
-from edgekd.export.k_quants import dequantize_rows, quantize_rows
-from edgekd.export.plan import Plan, Quant
-from edgekd.export.read_back import read_gguf_blocks, read_gguf_rows, read_onnx_blocks
+from edgekd.export.blocks import Blocks
+from edgekd.export.checkpoint import Checkpoint, open_checkpoint
+from edgekd.export.plan import Plan, Quant, make_plan, parse_quant
+from edgekd.export.read_back import (
+    read_gguf_blocks,
+    read_gguf_rows,
+    read_onnx_blocks,
+    read_rows,
+)
+from edgekd.export.round_matrix import (
+    keep_as_recorded,
+    matrix_blocks,
+    matrix_rows,
+    rounded_values,
+)
 from edgekd.runtime.chat_template import read_chat_template
 from edgekd.runtime.fidelity import Fidelity, GreedyAgreement, compare_engines, compare_greedy
 from edgekd.runtime.loading import LoadedModel, open_model
@@ -109,6 +121,24 @@ def verify_against_checkpoint(artifact: Path, checkpoint: Checkpoint, plan: Plan
     }
 
 
+def verify_as_recorded(artifact: Path, reference: Path, recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return the report of every check of ``artifact``, with the plan that its manifest records.
+
+    Matrices that were rounded on calibration data are held against the hashes recorded then.
+
+    Raises:
+        VerificationError: a check failed; it says which and by how much.
+    """
+    checkpoint = open_checkpoint(reference)
+    plan = make_plan(checkpoint, parse_quant(recipe["quant"]), recipe.get("head", "q8_0"))
+    recorded = recipe.get("calibration")
+    if recorded is None:
+        return verify_against_checkpoint(artifact, checkpoint, plan)
+    with tempfile.TemporaryDirectory(prefix="edgekd-rows-") as folder:
+        kept = keep_as_recorded(Path(folder), recorded, read_rows(artifact, checkpoint))
+        return verify_against_checkpoint(artifact, checkpoint, replace(plan, kept=kept))
+
+
 def limit_faults(arithmetic: Fidelity, greedy: GreedyAgreement, limit: Limit) -> list[str]:
     """Return every figure that is out of ``limit``, with the limit."""
     floor = limit.top1_floor(arithmetic.n_positions)
@@ -137,7 +167,7 @@ def check_blocks(artifact: Path, checkpoint: Checkpoint, plan: Plan) -> int:
         found = dict(read_onnx_blocks(artifact))
     # A tied head is stored under the embedding's name in both formats.
     for name, grid in plan.grids().items():
-        expected = quantize(checkpoint.tensor(name), grid)
+        expected = matrix_blocks(checkpoint, name, grid, plan.kept)
         stored = found.get(name)
         is_lookup_only = name == "model.embed_tokens.weight" and not checkpoint.is_tied
         if stored is None and is_lookup_only and detect_kind(artifact) is ModelKind.ONNX:
@@ -155,7 +185,8 @@ def _check_rows(artifact: Path, checkpoint: Checkpoint, plan: Plan) -> int:
     stored = dict(read_gguf_rows(artifact, checkpoint)) if kinds else {}
     for name, kind in kinds.items():
         rows = stored.get(name)
-        if rows is None or not np.array_equal(rows, quantize_rows(checkpoint.tensor(name), kind)):
+        expected = matrix_rows(checkpoint, name, kind, plan.kept)
+        if rows is None or not np.array_equal(rows, expected):
             raise VerificationError(
                 f"{artifact.name}: matrix {name} is not the checkpoint's as {kind}"
             )
@@ -210,8 +241,6 @@ def rounded_model(checkpoint: Checkpoint, plan: Plan) -> Any:
     model = load_causal_lm(checkpoint.folder, torch.float32)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
-        for name, grid in plan.grids().items():
-            parameters[name].copy_(fake_quantize(parameters[name], grid))
-        for name, kind in plan.k_types().items():
-            parameters[name].copy_(dequantize_rows(quantize_rows(parameters[name], kind), kind))
+        for name, stored in {**plan.grids(), **plan.k_types()}.items():
+            parameters[name].copy_(rounded_values(checkpoint, name, stored, plan.kept))
     return model

@@ -71,6 +71,17 @@ def export(
     head: Annotated[
         Literal["q8_0", "q4_0"], typer.Option(help="Of embedding and head, with q4_0.")
     ] = "q8_0",
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(help="Text to round on: GPTQ for q4_0, else an importance matrix."),
+    ] = None,
+    calibrate_tokens: Annotated[int, typer.Option(help="Tokens of that text to use.")] = 16_384,
+    imatrix: Annotated[
+        Path | None, typer.Option(help="Importance matrix to round with: llama.cpp's GGUF file.")
+    ] = None,
+    save_imatrix: Annotated[
+        Path | None, typer.Option(help="Where to keep the one measured by --calibrate.")
+    ] = None,
     revision: Revision = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -79,6 +90,7 @@ def export(
     if format not in ("gguf", "onnx"):
         raise typer.BadParameter(f"{format!r} is neither gguf nor onnx", param_hint="--format")
     need("export", "torch", "transformers", "gguf", "onnx")
+    from edgekd.export.calibrate import CalibrationOptions
     from edgekd.export.export_model import export_model
 
     report = export_model(
@@ -87,6 +99,12 @@ def export(
         out,
         quant=quant,
         head=head,
+        calibration=CalibrationOptions(
+            text=calibrate,
+            n_tokens=calibrate_tokens,
+            imatrix=imatrix,
+            save_imatrix=save_imatrix,
+        ),
         revision=revision,
         progress=make_progress(quiet),
     )
@@ -114,15 +132,10 @@ def verify(
         report["fidelity"] = "unavailable: give --reference CHECKPOINT"
     else:
         need("export", "torch", "transformers", "gguf", "onnx")
-        from edgekd.export.checkpoint import open_checkpoint
-        from edgekd.export.plan import make_plan, parse_quant
-        from edgekd.export.verify import verify_against_checkpoint
+        from edgekd.export.verify import verify_as_recorded
 
         make_progress(quiet).say(f"comparing weights, tokenizer and logits with {reference}")
-        checkpoint = open_checkpoint(reference)
-        recipe = manifest["recipe"]
-        plan = make_plan(checkpoint, parse_quant(recipe["quant"]), recipe.get("head", "q8_0"))
-        report |= verify_against_checkpoint(artifact, checkpoint, plan)
+        report |= verify_as_recorded(artifact, reference, manifest["recipe"])
     print_result(report, as_json, f"{artifact}: good\n{json.dumps(report, indent=2)}")
 
 
