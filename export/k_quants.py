@@ -25,7 +25,7 @@ from edgekd.export.checkpoint import Checkpoint
 
 # N rows, K columns
 
-KType = Literal["q4_k", "q5_k", "q6_k", "q4_1", "q5_0", "q5_1"]
+KType = Literal["q4_k", "q5_k", "q6_k", "q5_0", "q5_1"]
 K_TYPES: tuple[KType, ...] = get_args(KType)
 Mixture = Literal["q4_k_m", "q5_k_m", "q6_k"]
 MIXTURES: tuple[Mixture, ...] = get_args(Mixture)

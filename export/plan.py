@@ -9,7 +9,7 @@ from edgekd.export.checkpoint import Checkpoint
 from edgekd.export.k_quants import K_TYPES, MIXTURES, KType, Mixture, mixture_types
 from edgekd.export.round_matrix import KeptRows
 
-Quant = Literal["f32", "f16", "q8_0", "q4_0", "q4_k_m", "q5_k_m", "q6_k"]
+Quant = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q4_k_m", "q5_k_m", "q6_k"]
 QUANTS: tuple[Quant, ...] = get_args(Quant)
 HeadQuant = Literal["q8_0", "q4_0"]
 _ALIASES: dict[str, Quant] = {"int4": "q4_0", "int8": "q8_0"}
@@ -26,9 +26,9 @@ class Plan:
 
     quant: Quant
     types: dict[str, str]
-    """Of each tensor: f32, f16, a grid, or in GGUF one of ggml's other types."""
+    """Of each tensor: f32, f16, bf16, a grid, or in GGUF one of ggml's other types."""
     head: HeadQuant = "q8_0"
-    """Of embedding and head, where the other matrices are q4_0."""
+    """Of embedding and head, where the other matrices have 4 bits."""
     fallen: tuple[str, ...] = ()
     """Matrices that are stored in a larger type, their rows being no multiple of 256."""
     kept: KeptRows | None = None
@@ -79,7 +79,7 @@ def make_plan(checkpoint: Checkpoint, quant: Quant, head: HeadQuant = "q8_0") ->
     for name in checkpoint.shard_of:
         shape = checkpoint.shape(name)
         stored = _type_of(name, len(shape), quant, head)
-        if stored in ("q4_0", "q8_0") and shape[1] % BLOCK_SIZE:
+        if stored in BITS and shape[1] % BLOCK_SIZE:
             faults.append(f"{name} has rows of {shape[1]}")
         types[name] = stored
     if faults:
@@ -99,6 +99,6 @@ def _mixture_plan(checkpoint: Checkpoint, quant: Mixture) -> Plan:
 def _type_of(name: str, n_dims: int, quant: Quant, head: HeadQuant) -> Quant:
     if n_dims == 1:
         return "f32"
-    if quant == "q4_0" and name in _OUTER:
+    if quant in ("q4_0", "q4_1") and name in _OUTER:
         return head
     return quant

@@ -70,7 +70,7 @@ def rounded_values(
     checkpoint: Checkpoint, name: str, stored: GridName | KType, kept: KeptRows | None
 ) -> torch.Tensor:
     """Return the float32 values [N, K] that the runtimes will see."""
-    if stored == "q4_0" or stored == "q8_0":
+    if stored == "q4_0" or stored == "q4_1" or stored == "q8_0":
         return dequantize(matrix_blocks(checkpoint, name, stored, kept))
     return dequantize_rows(matrix_rows(checkpoint, name, stored, kept), stored)
 

@@ -32,13 +32,16 @@ from edgekd.units import format_count
 _FILE_TYPES: dict[Quant, LlamaFileType] = {
     "f32": LlamaFileType.ALL_F32,
     "f16": LlamaFileType.MOSTLY_F16,
+    "bf16": LlamaFileType.MOSTLY_BF16,
     "q8_0": LlamaFileType.MOSTLY_Q8_0,
     "q4_0": LlamaFileType.MOSTLY_Q4_0,
+    "q4_1": LlamaFileType.MOSTLY_Q4_1,
     "q4_k_m": LlamaFileType.MOSTLY_Q4_K_M,
     "q5_k_m": LlamaFileType.MOSTLY_Q5_K_M,
     "q6_k": LlamaFileType.MOSTLY_Q6_K,
 }
-_FLOATS: dict[str, type[np.floating[Any]]] = {"f32": np.float32, "f16": np.float16}
+# numpy has no bfloat16; its bits travel as uint16.
+_FLOATS: dict[str, type[np.generic]] = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16}
 _ROPE_FACTORS = "rope_freqs.weight"
 
 
@@ -156,4 +159,12 @@ def _stored_array(checkpoint: Checkpoint, name: str, plan: Plan) -> NDArray[Any]
     tensor = checkpoint.tensor(name)
     if checkpoint.architecture.is_norm(name):
         tensor = tensor + checkpoint.architecture.norm_offset
+    if plan.types[name] == "bf16":
+        return bf16_bits(tensor)
     return tensor.numpy().astype(_FLOATS[plan.types[name]])
+
+
+def bf16_bits(tensor: torch.Tensor) -> NDArray[np.uint16]:
+    """Return ``tensor`` rounded to bfloat16, halves to even, as ggml's ``ggml_fp32_to_bf16``."""
+    bits: NDArray[np.uint16] = tensor.bfloat16().view(torch.uint16).numpy()
+    return bits

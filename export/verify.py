@@ -81,11 +81,16 @@ _FLOAT = Limit(1e-4, 0.995, 0.1)
 # int8 activations cost KL 0.003-0.005 and 3-5 % of top-1 on a 135M model, measured over 2,048
 # positions: benchmarks/results/export_fidelity.json.
 _INT8_ACTIVATIONS = Limit(0.02, 0.94, 1.0)
+_HALVES = {"f16": torch.float16, "bf16": torch.bfloat16}
+# llama.cpp rounds activations to bf16 too, where the weights are: eight bits, not eleven.
+_BF16_ACTIVATIONS = Limit(2e-3, 0.97, 0.3)
 _LIMITS: dict[Quant, Limit] = {
     "f32": _FLOAT,
     "f16": _FLOAT,
+    "bf16": _BF16_ACTIVATIONS,
     "q8_0": _INT8_ACTIVATIONS,
     "q4_0": _INT8_ACTIVATIONS,
+    "q4_1": _INT8_ACTIVATIONS,
     "q4_k_m": _INT8_ACTIVATIONS,
     "q5_k_m": _INT8_ACTIVATIONS,
     "q6_k": _INT8_ACTIVATIONS,
@@ -199,7 +204,15 @@ def blocks_equal(one: Blocks, other: Blocks) -> bool:
         one.grid == other.grid
         and torch.equal(one.codes_NBK, other.codes_NBK)
         and torch.equal(one.scales_NB.view(torch.int16), other.scales_NB.view(torch.int16))
+        and _mins_equal(one.mins_NB, other.mins_NB)
     )
+
+
+def _mins_equal(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    """Compare as numbers: a zero point has no sign, a minimum of zero may have."""
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one, other)
 
 
 def check_text_side(loaded: LoadedModel, checkpoint: Checkpoint) -> None:
@@ -237,10 +250,13 @@ def _measure(
 
 
 def rounded_model(checkpoint: Checkpoint, plan: Plan) -> Any:
-    """Return the checkpoint in torch, float32, with every matrix of ``plan`` on its grid."""
+    """Return the checkpoint in torch, float32, with every matrix rounded as ``plan`` says."""
     model = load_causal_lm(checkpoint.folder, torch.float32)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, stored in {**plan.grids(), **plan.k_types()}.items():
             parameters[name].copy_(rounded_values(checkpoint, name, stored, plan.kept))
+        for name, kind in plan.types.items():
+            if kind in _HALVES:
+                parameters[name].copy_(parameters[name].to(_HALVES[kind]))
     return model

@@ -66,10 +66,13 @@ def export(
     format: Annotated[str, typer.Option(help="gguf or onnx.")],
     out: Annotated[Path, typer.Option(help="File (gguf) or folder (onnx) to write.")],
     quant: Annotated[
-        str, typer.Option(help="f32, f16, q8_0, q4_0 (int4); GGUF also q4_k_m, q5_k_m, q6_k.")
+        str,
+        typer.Option(
+            help="f32, q8_0, q4_0 (int4), q4_1; GGUF also f16, bf16, q4_k_m, q5_k_m, q6_k."
+        ),
     ] = "q4_0",
     head: Annotated[
-        Literal["q8_0", "q4_0"], typer.Option(help="Of embedding and head, with q4_0.")
+        Literal["q8_0", "q4_0"], typer.Option(help="Of embedding and head, with q4_0 and q4_1.")
     ] = "q8_0",
     calibrate: Annotated[
         Path | None,
