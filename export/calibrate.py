@@ -17,6 +17,8 @@ from torch import nn
 
 from edgekd.errors import DataError, ExportError
 from edgekd.export.blocks import dequantize, pack_gguf
+from edgekd.export.budget import N_TOKENS as N_BUDGET_TOKENS
+from edgekd.export.budget import Budget, measure_costs, plan_within
 from edgekd.export.checkpoint import Checkpoint
 from edgekd.export.gptq import round_q4_0_by_gptq
 from edgekd.export.importance_matrix import (
@@ -30,6 +32,7 @@ from edgekd.export.k_quants import MIXTURES, quantize_rows
 from edgekd.export.layer_by_layer import Grams, round_layer_by_layer
 from edgekd.export.plan import Plan
 from edgekd.export.round_matrix import KeptRows, rounded_values
+from edgekd.export.to_gguf import overhead_bytes
 from edgekd.files import atomic_file, sha256_of
 from edgekd.progress import Progress, Silence
 from edgekd.runtime.tokenizer import FileTokenizer
@@ -48,6 +51,26 @@ class CalibrationOptions:
     """An importance matrix in llama.cpp's GGUF format."""
     save_imatrix: Path | None = None
     """Where to write the one that is measured on ``text``."""
+
+
+def plan_for_budget(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    budget: Budget,
+    options: CalibrationOptions,
+    progress: Progress | None = None,
+) -> Plan:
+    """Return ``plan``, which is Q4_0, with 8 bits where calibration text shows the most need.
+
+    Raises:
+        ExportError: there is no text, the plan is another, or the budget is too small.
+        DataError: the text cannot be read, or is empty.
+    """
+    if plan.quant != "q4_0" or options.text is None:
+        raise ExportError("a size is spent between q4_0 and q8_0, on calibration text; give both")
+    ids = _read_ids(checkpoint, options.text, N_BUDGET_TOKENS)
+    costs_nats = measure_costs(checkpoint, plan, ids, progress)
+    return plan_within(checkpoint, plan, budget, overhead_bytes(checkpoint, plan), costs_nats)
 
 
 def check_options(options: CalibrationOptions, plan: Plan) -> None:
@@ -172,5 +195,6 @@ def _read_ids(checkpoint: Checkpoint, text: Path, n_tokens: int) -> list[int]:
 
 
 def describe(plan: Plan) -> dict[str, Any]:
-    """Return what the manifest says about calibration; nothing for plain rounding."""
-    return {} if plan.kept is None else {"calibration": plan.kept.describe()}
+    """Return what the manifest says about calibration and budget; nothing for plain rounding."""
+    calibration = {} if plan.kept is None else {"calibration": plan.kept.describe()}
+    return calibration if plan.budget is None else {**calibration, "budget": plan.budget}

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from edgekd.errors import ExportError, ModelError
 from edgekd.export.architectures import architecture_of
-from edgekd.export.calibrate import CalibrationOptions, calibrate, describe
+from edgekd.export.budget import Budget
+from edgekd.export.calibrate import CalibrationOptions, calibrate, describe, plan_for_budget
 from edgekd.export.checkpoint import Checkpoint, open_checkpoint, read_licence
 from edgekd.export.from_gguf import gguf_to_checkpoint, write_text_side
 from edgekd.export.plan import HeadQuant, Plan, make_plan, parse_quant
@@ -38,13 +39,14 @@ def export_model(
     quant: str = "q4_0",
     head: HeadQuant = "q8_0",
     calibration: CalibrationOptions | None = None,
+    budget: Budget | None = None,
     revision: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write ``model`` to ``out``, verify it, and return its manifest's verification.
 
     ``head`` is the grid of embedding and head in a q4_0 artifact; ``calibration`` says on which
-    data matrices are rounded. The artifact appears at ``out``
+    data matrices are rounded, ``budget`` how large they may be. The artifact appears at ``out``
     only once it has passed every check.
 
     Raises:
@@ -62,6 +64,8 @@ def export_model(
             )
         write = _export_gguf if output_format == "gguf" else _export_onnx
         options = calibration or CalibrationOptions()
+        if budget is not None:
+            plan = plan_for_budget(checkpoint, plan, budget, options, progress)
         with tempfile.TemporaryDirectory(prefix="edgekd-rows-") as folder:
             plan = calibrate(checkpoint, plan, options, Path(folder), progress)
             return write(checkpoint, plan, out, progress or Silence())

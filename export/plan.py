@@ -1,7 +1,7 @@
 """Which form each weight takes in an artifact: the plan that both formats follow."""
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 from edgekd.errors import ExportError
 from edgekd.export.blocks import BITS, BLOCK_SIZE, GridName
@@ -31,6 +31,8 @@ class Plan:
     """Of embedding and head, where the other matrices have 4 bits."""
     fallen: tuple[str, ...] = ()
     """Matrices that are stored in a larger type, their rows being no multiple of 256."""
+    budget: dict[str, Any] | None = None
+    """What the choice of types cost, where a size was given; for the manifest."""
     kept: KeptRows | None = None
     """Matrices that were rounded beforehand, on calibration data."""
 
@@ -88,6 +90,20 @@ def make_plan(checkpoint: Checkpoint, quant: Quant, head: HeadQuant = "q8_0") ->
             f"{' and more' if len(faults) > 3 else ''}; export as f16"
         )
     return Plan(quant, types, head)
+
+
+def recorded_plan(checkpoint: Checkpoint, recipe: dict[str, Any]) -> Plan:
+    """Return the plan that the ``recipe`` in an artifact's manifest tells.
+
+    Raises:
+        ExportError: the recipe is of another model.
+    """
+    plan = make_plan(checkpoint, parse_quant(recipe["quant"]), recipe.get("head", "q8_0"))
+    if "budget" not in recipe:
+        return plan
+    if set(recipe["tensor_types"]) != set(plan.types):
+        raise ExportError("the manifest's tensors are not those of the reference")
+    return replace(plan, types=dict(recipe["tensor_types"]))
 
 
 def _mixture_plan(checkpoint: Checkpoint, quant: Mixture) -> Plan:

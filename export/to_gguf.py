@@ -3,6 +3,8 @@
 Tensors are read, rounded and written one at a time, so memory stays near the largest of them.
 """
 
+import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -55,21 +57,46 @@ def write_gguf(
     """
     writer = GGUFWriter(path, checkpoint.architecture.gguf)
     try:
-        _write_metadata(writer, checkpoint, plan)
-        write_tokenizer(
-            writer,
-            FileTokenizer(checkpoint.folder),
-            checkpoint.config["vocab_size"],
-            read_chat_template(checkpoint.folder),
-        )
-        _declare_tensors(writer, checkpoint, plan)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
+        _write_front(writer, checkpoint, plan)
         with (progress or Silence()).track(f"writing {path.name}", len(plan.types)) as advance:
             _write_tensors(writer, checkpoint, plan, advance)
     finally:
         writer.close()
+
+
+def overhead_bytes(checkpoint: Checkpoint, plan: Plan) -> int:
+    """Return at most how many bytes of a GGUF file are no quantized matrix.
+
+    That is metadata with the tokenizer, tensors kept as float, and the padding of each tensor.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+        path = Path(folder) / "front.gguf"
+        writer = GGUFWriter(path, checkpoint.architecture.gguf)
+        try:
+            _write_front(writer, checkpoint, plan)
+        finally:
+            writer.close()
+        front_bytes = path.stat().st_size
+    floats = [name for name in plan.types if plan.types[name] in _FLOATS]
+    # float32 is the widest; a rope tensor has a value for every second channel of a head
+    float_bytes = 4 * sum(math.prod(checkpoint.shape(name)) for name in floats)
+    padding_bytes = writer.data_alignment * (len(plan.types) + 2)
+    return front_bytes + float_bytes + 2 * checkpoint.head_dim + padding_bytes
+
+
+def _write_front(writer: GGUFWriter, checkpoint: Checkpoint, plan: Plan) -> None:
+    """Write everything in front of the weights."""
+    _write_metadata(writer, checkpoint, plan)
+    write_tokenizer(
+        writer,
+        FileTokenizer(checkpoint.folder),
+        checkpoint.config["vocab_size"],
+        read_chat_template(checkpoint.folder),
+    )
+    _declare_tensors(writer, checkpoint, plan)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
 
 
 def _write_metadata(writer: GGUFWriter, checkpoint: Checkpoint, plan: Plan) -> None:

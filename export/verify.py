@@ -20,7 +20,7 @@ import torch
 from edgekd.errors import VerificationError
 from edgekd.export.blocks import Blocks
 from edgekd.export.checkpoint import Checkpoint, open_checkpoint
-from edgekd.export.plan import Plan, Quant, make_plan, parse_quant
+from edgekd.export.plan import Plan, Quant, recorded_plan
 from edgekd.export.read_back import (
     read_gguf_blocks,
     read_gguf_rows,
@@ -135,7 +135,7 @@ def verify_as_recorded(artifact: Path, reference: Path, recipe: dict[str, Any]) 
         VerificationError: a check failed; it says which and by how much.
     """
     checkpoint = open_checkpoint(reference)
-    plan = make_plan(checkpoint, parse_quant(recipe["quant"]), recipe.get("head", "q8_0"))
+    plan = recorded_plan(checkpoint, recipe)
     recorded = recipe.get("calibration")
     if recorded is None:
         return verify_against_checkpoint(artifact, checkpoint, plan)

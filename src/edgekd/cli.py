@@ -19,6 +19,7 @@ from edgekd.cli_options import (
     Revision,
     Threads,
     need,
+    parse_bytes,
     print_result,
 )
 from edgekd.errors import EdgekdError
@@ -85,6 +86,13 @@ def export(
     save_imatrix: Annotated[
         Path | None, typer.Option(help="Where to keep the one measured by --calibrate.")
     ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(help="Of the GGUF file, such as 80MB: q8_0 where --calibrate shows need."),
+    ] = None,
+    bits_per_weight: Annotated[
+        float | None, typer.Option(help="The same by bits, 4.5 to 8.5, scales included.")
+    ] = None,
     revision: Revision = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -93,9 +101,14 @@ def export(
     if format not in ("gguf", "onnx"):
         raise typer.BadParameter(f"{format!r} is neither gguf nor onnx", param_hint="--format")
     need("export", "torch", "transformers", "gguf", "onnx")
+    from edgekd.export.budget import Budget
     from edgekd.export.calibrate import CalibrationOptions
     from edgekd.export.export_model import export_model
 
+    budget = None
+    if size is not None or bits_per_weight is not None:
+        file_bytes = None if size is None else parse_bytes(size)
+        budget = Budget(file_bytes=file_bytes, bits_per_weight=bits_per_weight)
     report = export_model(
         model,
         "gguf" if format == "gguf" else "onnx",
@@ -108,6 +121,7 @@ def export(
             imatrix=imatrix,
             save_imatrix=save_imatrix,
         ),
+        budget=budget,
         revision=revision,
         progress=make_progress(quiet),
     )
