@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from gguf import (
+    GGUF_DEFAULT_ALIGNMENT,
     GGML_QUANT_SIZES,
     GGMLQuantizationType,
     GGUFWriter,
@@ -80,7 +81,7 @@ def overhead_bytes(checkpoint: Checkpoint, plan: Plan) -> int:
     floats = [name for name in plan.types if plan.types[name] in _FLOATS]
     # float32 is the widest; a rope tensor has a value for every second channel of a head
     float_bytes = 4 * sum(math.prod(checkpoint.shape(name)) for name in floats)
-    padding_bytes = writer.data_alignment * (len(plan.types) + 2)
+    padding_bytes = GGUF_DEFAULT_ALIGNMENT * (len(plan.types) + 2)
     return front_bytes + float_bytes + 2 * checkpoint.head_dim + padding_bytes
 
 
