@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from gguf import (
-    GGUF_DEFAULT_ALIGNMENT,
     GGML_QUANT_SIZES,
+    GGUF_DEFAULT_ALIGNMENT,
     GGMLQuantizationType,
     GGUFWriter,
     LlamaFileType,
@@ -81,7 +81,7 @@ def overhead_bytes(checkpoint: Checkpoint, plan: Plan) -> int:
     floats = [name for name in plan.types if plan.types[name] in _FLOATS]
     # float32 is the widest; a rope tensor has a value for every second channel of a head
     float_bytes = 4 * sum(math.prod(checkpoint.shape(name)) for name in floats)
-    padding_bytes = GGUF_DEFAULT_ALIGNMENT * (len(plan.types) + 2)
+    padding_bytes: int = GGUF_DEFAULT_ALIGNMENT * (len(plan.types) + 2)
     return front_bytes + float_bytes + 2 * checkpoint.head_dim + padding_bytes
 
 

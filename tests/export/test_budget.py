@@ -19,6 +19,7 @@ from edgekd.export.read_back import read_gguf_blocks, read_onnx_blocks
 from edgekd.export.verify import blocks_equal, verify_as_recorded
 from edgekd.manifest import manifest_path, read_manifest
 from edgekd.runtime.fidelity import compare_engines
+from edgekd.runtime.tokenizer import FileTokenizer
 from edgekd.runtime.torch_engine import TorchEngine, load_causal_lm
 from tests.conftest import TEXTS
 
@@ -94,8 +95,11 @@ def test_a_file_keeps_to_its_size_and_onnx_to_its_blocks(tiny: Checkpoint, tmp_p
     in_gguf, in_onnx = dict(read_gguf_blocks(gguf, tiny)), dict(read_onnx_blocks(onnx))
     assert {blocks.grid for blocks in in_gguf.values()} == {"q4_0", "q8_0"}
     assert all(blocks_equal(in_gguf[name], in_onnx[name]) for name in in_gguf)
+    ids = FileTokenizer(tiny.folder).encode(text.read_text("utf-8"))[:512]
+    expected = measure_costs(tiny, make_plan(tiny, "q4_0"), ids)
     for path in (gguf, onnx):
         recipe = read_manifest(manifest_path(path))["recipe"]
+        assert recipe["budget"]["cost_nats"] == pytest.approx(expected, rel=1e-3)
         assert verify_as_recorded(path, tiny.folder, recipe)["equal_matrices"] == len(in_gguf)
 
 

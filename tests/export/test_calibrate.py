@@ -15,8 +15,10 @@ from edgekd.export.importance_matrix import measure_importance, write_importance
 from edgekd.export.plan import make_plan, parse_quant
 from edgekd.export.read_back import read_gguf_blocks, read_onnx_blocks
 from edgekd.export.round_matrix import hash_rows
-from edgekd.export.verify import blocks_equal, verify_as_recorded
+from edgekd.export.to_gguf import write_gguf
+from edgekd.export.verify import blocks_equal, check_blocks, verify_as_recorded
 from edgekd.manifest import manifest_path, read_manifest
+from edgekd.runtime.gguf_header import read_gguf_header
 from edgekd.runtime.tokenizer import FileTokenizer
 from tests.conftest import TEXTS, save_tiny_model
 
@@ -109,6 +111,22 @@ def test_text_and_the_matrix_measured_on_it_give_the_same_rows(
     by_file = calibrate(checkpoint, plan, CalibrationOptions(imatrix=saved), tmp_path).kept
     assert by_text is not None and by_file is not None
     assert by_text.sha256 == by_file.sha256
+
+
+def test_one_changed_byte_of_a_weighted_k_quant_is_found(
+    checkpoint: Checkpoint, text: Path, tmp_path: Path
+) -> None:
+    """Rows of 64 fall to Q5_0, which is ggml's as well."""
+    plan, path = make_plan(checkpoint, parse_quant("q4_k_m")), tmp_path / "model.gguf"
+    plan = calibrate(checkpoint, plan, CalibrationOptions(text=text, n_tokens=512), tmp_path)
+    write_gguf(checkpoint, plan, path)
+    assert check_blocks(path, checkpoint, plan) == 3 * 7 + 1
+    content = bytearray(path.read_bytes())
+    matrix = next(t for t in read_gguf_header(path).tensors if t.type_name == "Q5_0")
+    content[matrix.offset_bytes + 9] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(VerificationError, match="is not the checkpoint's as q5_0"):
+        check_blocks(path, checkpoint, plan)
 
 
 @pytest.mark.parametrize(
