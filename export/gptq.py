@@ -14,8 +14,9 @@ from edgekd.export.blocks import BLOCK_SIZE, Blocks
 
 _DAMPING = 0.01  # of the mean diagonal, as in the paper
 # Codes to which the largest weight of a block may go, before rounding. ggml's search with an
-# importance matrix (make_qx_quants) has -7.1 to -8.9; +7 leaves -8 for the other side.
-_LEVELS = tuple(sign * (6.8 + 0.15 * step) for step in range(20) for sign in (-1, 1))
+# importance matrix (make_qx_quants) has -7.1 to -8.9; +7 leaves -8 for the other side. -8 is one of
+# them, so that weights which were trained on the grid stay what they are.
+_LEVELS = tuple(sign * (8 + 0.15 * step) for step in range(-8, 12) for sign in (-1, 1))
 
 
 def round_q4_0_by_gptq(weight_NK: torch.Tensor, gram_KK: torch.Tensor) -> Blocks:

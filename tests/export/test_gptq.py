@@ -71,6 +71,14 @@ def test_columns_without_input_are_rounded_to_the_nearest(weight_NK: torch.Tenso
     assert (error_NBK <= 0.501 * scales_NB1).float().mean() > 0.97
 
 
+def test_weights_that_lie_on_the_grid_stay_there(
+    weight_NK: torch.Tensor, gram_KK: torch.Tensor
+) -> None:
+    """A student that was trained on Q4_0 loses nothing to calibration."""
+    blocks = quantize(weight_NK, "q4_0")
+    assert blocks_equal(round_q4_0_by_gptq(dequantize(blocks), gram_KK), blocks)
+
+
 def test_a_matrix_of_zeros_stays_zero(gram_KK: torch.Tensor) -> None:
     blocks = round_q4_0_by_gptq(torch.zeros(3, 128), gram_KK)
     assert not dequantize(blocks).any() and not blocks.scales_NB.any()
