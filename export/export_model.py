@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from edgekd.errors import ExportError, ModelError
 from edgekd.export.architectures import architecture_of
+from edgekd.export.budget import Budget
+from edgekd.export.calibrate import CalibrationOptions, calibrate, describe, plan_for_budget
 from edgekd.export.checkpoint import Checkpoint, open_checkpoint, read_licence
 from edgekd.export.from_gguf import gguf_to_checkpoint, write_text_side
 from edgekd.export.plan import HeadQuant, Plan, make_plan, parse_quant
@@ -36,12 +38,15 @@ def export_model(
     *,
     quant: str = "q4_0",
     head: HeadQuant = "q8_0",
+    calibration: CalibrationOptions | None = None,
+    budget: Budget | None = None,
     revision: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write ``model`` to ``out``, verify it, and return its manifest's verification.
 
-    ``head`` is the grid of embedding and head in a q4_0 artifact. The artifact appears at ``out``
+    ``head`` is the grid of embedding and head in a q4_0 artifact; ``calibration`` says on which
+    data matrices are rounded, ``budget`` how large they may be. The artifact appears at ``out``
     only once it has passed every check.
 
     Raises:
@@ -57,9 +62,13 @@ def export_model(
                 f"{len(plan.fallen)} matrices have rows that are no multiple of 256 and are stored "
                 "in a larger type than a K-quant"
             )
-        if output_format == "gguf":
-            return _export_gguf(checkpoint, plan, out, progress or Silence())
-        return _export_onnx(checkpoint, plan, out, progress or Silence())
+        write = _export_gguf if output_format == "gguf" else _export_onnx
+        options = calibration or CalibrationOptions()
+        if budget is not None:
+            plan = plan_for_budget(checkpoint, plan, budget, options, progress)
+        with tempfile.TemporaryDirectory(prefix="edgekd-rows-") as folder:
+            plan = calibrate(checkpoint, plan, options, Path(folder), progress)
+            return write(checkpoint, plan, out, progress or Silence())
 
 
 def _export_gguf(
@@ -114,7 +123,12 @@ def _manifest(
         kind="artifact",
         files=describe_files(files),
         made_from=[source],
-        recipe={"quant": plan.quant, "head": plan.head, "tensor_types": plan.types},
+        recipe={
+            "quant": plan.quant,
+            "head": plan.head,
+            "tensor_types": plan.types,
+            **describe(plan),
+        },
         verification=report,
         licence=read_licence(checkpoint.folder),
     )

@@ -20,11 +20,12 @@ from gguf.quants import dequantize as gguf_dequantize
 from numpy.typing import NDArray
 
 from edgekd.errors import ExportError, MissingExtraError
+from edgekd.export.blocks import GridName
 from edgekd.export.checkpoint import Checkpoint
 
 # N rows, K columns
 
-KType = Literal["q4_k", "q5_k", "q6_k", "q4_1", "q5_0", "q5_1"]
+KType = Literal["q4_k", "q5_k", "q6_k", "q5_0", "q5_1"]
 K_TYPES: tuple[KType, ...] = get_args(KType)
 Mixture = Literal["q4_k_m", "q5_k_m", "q6_k"]
 MIXTURES: tuple[Mixture, ...] = get_args(Mixture)
@@ -34,8 +35,15 @@ _BASE: dict[Mixture, KType] = {"q4_k_m": "q4_k", "q5_k_m": "q5_k", "q6_k": "q6_k
 _FALLBACK: dict[KType, str] = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
 
 
-def quantize_rows(weight_NK: torch.Tensor, name: KType) -> NDArray[np.uint8]:
+def quantize_rows(
+    weight_NK: torch.Tensor,
+    name: KType | GridName,
+    importance_K: NDArray[np.float32] | None = None,
+) -> NDArray[np.uint8]:
     """Return the bytes [N, row] of ``weight_NK`` as the type ``name``.
+
+    With ``importance_K``, the mean square of each input column, ggml searches the scales that lose
+    least in the output. Q8_0 takes no notice of it.
 
     Raises:
         MissingExtraError: llama-cpp-python, which brings ggml, is not installed.
@@ -45,7 +53,20 @@ def quantize_rows(weight_NK: torch.Tensor, name: KType) -> NDArray[np.uint8]:
     weight = np.ascontiguousarray(weight_NK.detach().float().numpy())
     block, block_bytes = GGML_QUANT_SIZES[kind]
     rows = np.empty((n_rows, n_columns // block * block_bytes), np.uint8)
-    written = _quantizer()(kind, weight.ctypes.data, rows.ctypes.data, 0, n_rows, n_columns, None)
+    weights = None
+    if importance_K is not None:
+        # Bound to a name: ctypes keeps no array alive.
+        weights = np.ascontiguousarray(importance_K, np.float32)
+        assert weights.shape == (n_columns,), (weights.shape, n_columns)
+    written = _quantizer()(
+        kind,
+        weight.ctypes.data,
+        rows.ctypes.data,
+        0,
+        n_rows,
+        n_columns,
+        None if weights is None else weights.ctypes.data,
+    )
     assert written == rows.nbytes, (written, rows.nbytes)
     return rows
 
@@ -100,7 +121,7 @@ def _deserves_more(layer: int, n_layers: int) -> bool:
     return layer < eighth or layer >= 7 * n_layers // 8 or (layer - eighth) % 3 == 2
 
 
-def _ggml_type(name: KType) -> GGMLQuantizationType:
+def _ggml_type(name: KType | GridName) -> GGMLQuantizationType:
     return GGMLQuantizationType[name.upper()]
 
 
@@ -113,6 +134,12 @@ def _quantizer() -> Any:
     library = next((Path(llama_cpp.__file__).parent / "lib").glob("*ggml-base.*"))
     function = ctypes.CDLL(str(library)).ggml_quantize_chunk
     function.restype = ctypes.c_size_t
-    function.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3]
-    function.argtypes.append(ctypes.c_void_p)
+    # All seven at once: ctypes reads the list when it is assigned, and cuts an address that is
+    # passed beyond its end to 32 bits.
+    function.argtypes = [
+        ctypes.c_int,
+        *[ctypes.c_void_p] * 2,
+        *[ctypes.c_int64] * 3,
+        ctypes.c_void_p,
+    ]
     return function

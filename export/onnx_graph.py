@@ -21,12 +21,16 @@ class GraphBuilder:
     def __init__(self, data_path: Path) -> None:
         """Open ``data_path`` for the weights; it must end up beside the model file."""
         self._data_path = data_path
-        self._data = data_path.open("wb")  # noqa: SIM115  closed by save()
+        self._data = data_path.open("wb")  # noqa: SIM115  closed by close()
         self._nodes: list[onnx.NodeProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._initializers: list[TensorProto] = []
         self._known: set[str] = set()
+
+    def close(self) -> None:
+        """Close the data file, where the graph was not saved either."""
+        self._data.close()
 
     def add_input(self, name: str, element_type: int, shape: list[str | int]) -> str:
         """Declare a graph input."""
@@ -71,7 +75,7 @@ class GraphBuilder:
 
     def save(self, model_path: Path, name: str, opset: int) -> None:
         """Check the graph and write it to ``model_path``."""
-        self._data.close()
+        self.close()
         graph = helper.make_graph(
             self._nodes, name, self._inputs, self._outputs, self._initializers
         )

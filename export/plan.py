@@ -1,14 +1,15 @@
 """Which form each weight takes in an artifact: the plan that both formats follow."""
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 from edgekd.errors import ExportError
 from edgekd.export.blocks import BITS, BLOCK_SIZE, GridName
 from edgekd.export.checkpoint import Checkpoint
 from edgekd.export.k_quants import K_TYPES, MIXTURES, KType, Mixture, mixture_types
+from edgekd.export.round_matrix import KeptRows
 
-Quant = Literal["f32", "f16", "q8_0", "q4_0", "q4_k_m", "q5_k_m", "q6_k"]
+Quant = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q4_k_m", "q5_k_m", "q6_k"]
 QUANTS: tuple[Quant, ...] = get_args(Quant)
 HeadQuant = Literal["q8_0", "q4_0"]
 _ALIASES: dict[str, Quant] = {"int4": "q4_0", "int8": "q8_0"}
@@ -25,11 +26,15 @@ class Plan:
 
     quant: Quant
     types: dict[str, str]
-    """Of each tensor: f32, f16, a grid, or in GGUF one of ggml's other types."""
+    """Of each tensor: f32, f16, bf16, a grid, or in GGUF one of ggml's other types."""
     head: HeadQuant = "q8_0"
-    """Of embedding and head, where the other matrices are q4_0."""
+    """Of embedding and head, where the other matrices have 4 bits."""
     fallen: tuple[str, ...] = ()
     """Matrices that are stored in a larger type, their rows being no multiple of 256."""
+    budget: dict[str, Any] | None = None
+    """What the choice of types cost, where a size was given; for the manifest."""
+    kept: KeptRows | None = None
+    """Matrices that were rounded beforehand, on calibration data."""
 
     def grid_of(self, name: str) -> GridName | None:
         """Return the grid of the tensor ``name``; none where it is stored as float."""
@@ -76,7 +81,7 @@ def make_plan(checkpoint: Checkpoint, quant: Quant, head: HeadQuant = "q8_0") ->
     for name in checkpoint.shard_of:
         shape = checkpoint.shape(name)
         stored = _type_of(name, len(shape), quant, head)
-        if stored in ("q4_0", "q8_0") and shape[1] % BLOCK_SIZE:
+        if stored in BITS and shape[1] % BLOCK_SIZE:
             faults.append(f"{name} has rows of {shape[1]}")
         types[name] = stored
     if faults:
@@ -85,6 +90,20 @@ def make_plan(checkpoint: Checkpoint, quant: Quant, head: HeadQuant = "q8_0") ->
             f"{' and more' if len(faults) > 3 else ''}; export as f16"
         )
     return Plan(quant, types, head)
+
+
+def recorded_plan(checkpoint: Checkpoint, recipe: dict[str, Any]) -> Plan:
+    """Return the plan that the ``recipe`` in an artifact's manifest tells.
+
+    Raises:
+        ExportError: the recipe is of another model.
+    """
+    plan = make_plan(checkpoint, parse_quant(recipe["quant"]), recipe.get("head", "q8_0"))
+    if "budget" not in recipe:
+        return plan
+    if set(recipe["tensor_types"]) != set(plan.types):
+        raise ExportError("the manifest's tensors are not those of the reference")
+    return replace(plan, types=dict(recipe["tensor_types"]))
 
 
 def _mixture_plan(checkpoint: Checkpoint, quant: Mixture) -> Plan:
@@ -96,6 +115,6 @@ def _mixture_plan(checkpoint: Checkpoint, quant: Mixture) -> Plan:
 def _type_of(name: str, n_dims: int, quant: Quant, head: HeadQuant) -> Quant:
     if n_dims == 1:
         return "f32"
-    if quant == "q4_0" and name in _OUTER:
+    if quant in ("q4_0", "q4_1") and name in _OUTER:
         return head
     return quant

@@ -12,51 +12,29 @@ import torch
 from numpy.typing import NDArray
 
 from edgekd.export.architectures import deinterleave_rows
-from edgekd.export.blocks import Blocks, GridName, unpack_gguf, unpack_matmul_nbits
+from edgekd.export.blocks import BITS, Blocks, GridName, pack_gguf, unpack_gguf, unpack_matmul_nbits
 from edgekd.export.checkpoint import Checkpoint
 from edgekd.export.k_quants import K_TYPES
 from edgekd.export.to_onnx import MODEL_FILE
 from edgekd.runtime.gguf_header import read_gguf_header
+from edgekd.runtime.model_kind import ModelKind, detect_kind
 
 
 def read_gguf_blocks(path: Path, checkpoint: Checkpoint) -> Iterator[tuple[str, Blocks]]:
-    """Yield checkpoint name and blocks of every Q4_0 or Q8_0 tensor in the GGUF file at ``path``.
+    """Yield checkpoint name and blocks of every tensor on a grid in the GGUF file at ``path``.
 
     Rows of q and k come in the checkpoint's order.
     """
-    architecture = checkpoint.architecture
-    for entry in read_gguf_header(path).tensors:
-        name = architecture.to_hf_name(entry.name)
-        if name is None or entry.type_name not in ("Q4_0", "Q8_0"):
-            continue
-        raw = np.fromfile(path, np.uint8, entry.size_bytes, offset=entry.offset_bytes)
-        grid: GridName = "q4_0" if entry.type_name == "Q4_0" else "q8_0"
-        blocks = unpack_gguf(raw.reshape(entry.shape[1], -1), grid)
-        n_rotated = architecture.rotated_heads(
-            name, checkpoint.config["num_attention_heads"], checkpoint.n_kv_heads
-        )
-        if n_rotated:
-            blocks = Blocks(
-                grid,
-                deinterleave_rows(blocks.codes_NBK, n_rotated),
-                deinterleave_rows(blocks.scales_NB, n_rotated),
-            )
-        yield name, blocks
+    for name, stored, rows in _gguf_rows(path, checkpoint):
+        if (grid := next((grid for grid in BITS if grid == stored), None)) is not None:
+            yield name, unpack_gguf(rows, grid)
 
 
 def read_gguf_rows(path: Path, checkpoint: Checkpoint) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """Yield checkpoint name and bytes [N, row] of every tensor of another type than the grid's."""
-    architecture = checkpoint.architecture
-    n_heads, n_groups = checkpoint.config["num_attention_heads"], checkpoint.n_kv_heads
-    for entry in read_gguf_header(path).tensors:
-        name = architecture.to_hf_name(entry.name)
-        if name is None or entry.type_name.lower() not in K_TYPES:
-            continue
-        raw = np.fromfile(path, np.uint8, entry.size_bytes, offset=entry.offset_bytes)
-        rows = torch.from_numpy(raw.reshape(entry.shape[1], -1))
-        if n_rotated := architecture.rotated_heads(name, n_heads, n_groups):
-            rows = deinterleave_rows(rows, n_rotated)
-        yield name, rows.numpy()
+    for name, stored, rows in _gguf_rows(path, checkpoint):
+        if stored in K_TYPES:
+            yield name, rows
 
 
 def read_onnx_blocks(folder: Path) -> Iterator[tuple[str, Blocks]]:
@@ -70,4 +48,36 @@ def read_onnx_blocks(folder: Path) -> Iterator[tuple[str, Blocks]]:
         name = node.input[1].removesuffix(".codes")
         packed = onnx.numpy_helper.to_array(arrays[f"{name}.codes"])
         scales_NB = onnx.numpy_helper.to_array(arrays[f"{name}.scales"])
-        yield name, unpack_matmul_nbits(packed, scales_NB, "q4_0" if bits == 4 else "q8_0")
+        points = arrays.get(f"{name}.zero_points")
+        packed_points = None if points is None else onnx.numpy_helper.to_array(points)
+        grid: GridName = "q8_0" if bits == 8 else "q4_0" if points is None else "q4_1"
+        yield name, unpack_matmul_nbits(packed, scales_NB, grid, packed_points)
+
+
+def read_rows(artifact: Path, checkpoint: Checkpoint) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Yield checkpoint name and GGUF rows of every quantized matrix in a GGUF or ONNX artifact.
+
+    Rows come in the checkpoint's order, so that both containers of one model give the same.
+    """
+    if detect_kind(artifact) is ModelKind.ONNX:
+        found = read_onnx_blocks(artifact)
+    else:
+        found = read_gguf_blocks(artifact, checkpoint)
+        yield from read_gguf_rows(artifact, checkpoint)
+    for name, blocks in found:
+        yield name, pack_gguf(blocks)
+
+
+def _gguf_rows(path: Path, checkpoint: Checkpoint) -> Iterator[tuple[str, str, NDArray[np.uint8]]]:
+    """Yield checkpoint name, type and bytes [N, row] of every quantized tensor."""
+    architecture = checkpoint.architecture
+    n_heads, n_groups = checkpoint.config["num_attention_heads"], checkpoint.n_kv_heads
+    for entry in read_gguf_header(path).tensors:
+        name, stored = architecture.to_hf_name(entry.name), entry.type_name.lower()
+        if name is None or stored not in (*BITS, *K_TYPES):
+            continue
+        raw = np.fromfile(path, np.uint8, entry.size_bytes, offset=entry.offset_bytes)
+        rows = torch.from_numpy(raw.reshape(entry.shape[1], -1))
+        if n_rotated := architecture.rotated_heads(name, n_heads, n_groups):
+            rows = deinterleave_rows(rows, n_rotated)
+        yield name, stored, rows.numpy()

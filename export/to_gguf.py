@@ -3,6 +3,8 @@
 Tensors are read, rounded and written one at a time, so memory stays near the largest of them.
 """
 
+import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import torch
 from gguf import (
     GGML_QUANT_SIZES,
+    GGUF_DEFAULT_ALIGNMENT,
     GGMLQuantizationType,
     GGUFWriter,
     LlamaFileType,
@@ -18,11 +21,10 @@ from gguf import (
 from numpy.typing import NDArray
 
 from edgekd.export.architectures import interleave_rows
-from edgekd.export.blocks import pack_gguf, quantize
+from edgekd.export.blocks import pack_gguf
 from edgekd.export.checkpoint import Checkpoint
 from edgekd.export.gguf_general import write_general
 from edgekd.export.gguf_tokenizer import write_tokenizer
-from edgekd.export.k_quants import quantize_rows
 from edgekd.export.plan import Plan, Quant
 from edgekd.export.rope import (
     long_rope,
@@ -32,6 +34,7 @@ from edgekd.export.rope import (
     rope_theta,
     rotary_dim,
 )
+from edgekd.export.round_matrix import matrix_blocks, matrix_rows
 from edgekd.progress import Advance, Progress, Silence
 from edgekd.runtime.chat_template import read_chat_template
 from edgekd.runtime.tokenizer import FileTokenizer
@@ -39,13 +42,16 @@ from edgekd.runtime.tokenizer import FileTokenizer
 _FILE_TYPES: dict[Quant, LlamaFileType] = {
     "f32": LlamaFileType.ALL_F32,
     "f16": LlamaFileType.MOSTLY_F16,
+    "bf16": LlamaFileType.MOSTLY_BF16,
     "q8_0": LlamaFileType.MOSTLY_Q8_0,
     "q4_0": LlamaFileType.MOSTLY_Q4_0,
+    "q4_1": LlamaFileType.MOSTLY_Q4_1,
     "q4_k_m": LlamaFileType.MOSTLY_Q4_K_M,
     "q5_k_m": LlamaFileType.MOSTLY_Q5_K_M,
     "q6_k": LlamaFileType.MOSTLY_Q6_K,
 }
-_FLOATS: dict[str, type[np.floating[Any]]] = {"f32": np.float32, "f16": np.float16}
+# numpy has no bfloat16; its bits travel as uint16.
+_FLOATS: dict[str, type[np.generic]] = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16}
 
 
 def write_gguf(
@@ -57,22 +63,48 @@ def write_gguf(
         ExportError: the architecture or the tokenizer has no GGUF form.
         ModelError: the model card is malformed.
     """
-    tokenizer = FileTokenizer(checkpoint.folder)
     writer = GGUFWriter(path, checkpoint.architecture.gguf)
     try:
-        _declare_tensors(writer, checkpoint, plan)
-        write_general(writer, checkpoint, tokenizer.core, _FILE_TYPES[plan.quant])
-        _write_shape(writer, checkpoint)
-        _write_rope(writer, checkpoint)
-        template = read_chat_template(checkpoint.folder)
-        write_tokenizer(writer, tokenizer, checkpoint.config, template)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
+        _write_front(writer, checkpoint, plan)
         with (progress or Silence()).track(f"writing {path.name}", len(plan.types)) as advance:
             _write_tensors(writer, checkpoint, plan, advance)
     finally:
         writer.close()
+
+
+def overhead_bytes(checkpoint: Checkpoint, plan: Plan) -> int:
+    """Return at most how many bytes of a GGUF file are no quantized matrix.
+
+    That is metadata with the tokenizer, tensors kept as float, and the padding of each tensor.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+        path = Path(folder) / "front.gguf"
+        writer = GGUFWriter(path, checkpoint.architecture.gguf)
+        try:
+            _write_front(writer, checkpoint, plan)
+        finally:
+            writer.close()
+        front_bytes = path.stat().st_size
+    floats = [name for name in plan.types if plan.types[name] in _FLOATS]
+    # float32 is the widest; rope tensors have a value for every second channel of a head
+    float_bytes = 4 * sum(math.prod(checkpoint.shape(name)) for name in floats)
+    rope_bytes = sum(4 * len(factors) for factors in _rope_tensors(checkpoint).values())
+    padding_bytes: int = GGUF_DEFAULT_ALIGNMENT * (len(plan.types) + 3)
+    return front_bytes + float_bytes + rope_bytes + padding_bytes
+
+
+def _write_front(writer: GGUFWriter, checkpoint: Checkpoint, plan: Plan) -> None:
+    """Write everything in front of the weights."""
+    tokenizer = FileTokenizer(checkpoint.folder)
+    _declare_tensors(writer, checkpoint, plan)
+    write_general(writer, checkpoint, tokenizer.core, _FILE_TYPES[plan.quant])
+    _write_shape(writer, checkpoint)
+    _write_rope(writer, checkpoint)
+    template = read_chat_template(checkpoint.folder)
+    write_tokenizer(writer, tokenizer, checkpoint.config, template)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
 
 
 def _write_shape(writer: GGUFWriter, checkpoint: Checkpoint) -> None:
@@ -132,12 +164,10 @@ def _write_tensors(
     n_heads = checkpoint.config["num_attention_heads"]
     architecture = checkpoint.architecture
     for number, name in enumerate(plan.types, 1):
-        tensor = checkpoint.tensor(name)
+        rows = _stored_array(checkpoint, name, plan)
         if n_rotated := architecture.rotated_heads(name, n_heads, checkpoint.n_kv_heads):
-            tensor = interleave_rows(tensor, n_rotated)
-        if architecture.is_norm(name):
-            tensor = tensor + architecture.norm_offset
-        writer.write_tensor_data(_stored_array(tensor, name, plan))
+            rows = interleave_rows(torch.from_numpy(rows), n_rotated).numpy()
+        writer.write_tensor_data(rows)
         advance(number, "tensors")
     for factors in _rope_tensors(checkpoint).values():
         writer.write_tensor_data(factors.float().numpy())
@@ -159,9 +189,21 @@ def _rope_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     return {} if factors is None else {"rope_freqs.weight": factors}
 
 
-def _stored_array(tensor: torch.Tensor, name: str, plan: Plan) -> NDArray[Any]:
+def _stored_array(checkpoint: Checkpoint, name: str, plan: Plan) -> NDArray[Any]:
+    """Return the tensor ``name`` as it is stored, its rows in the checkpoint's order."""
     if (grid := plan.grid_of(name)) is not None:
-        return pack_gguf(quantize(tensor, grid))
+        return pack_gguf(matrix_blocks(checkpoint, name, grid, plan.kept))
     if (kind := plan.k_types().get(name)) is not None:
-        return quantize_rows(tensor, kind)
+        return matrix_rows(checkpoint, name, kind, plan.kept)
+    tensor = checkpoint.tensor(name)
+    if checkpoint.architecture.is_norm(name):
+        tensor = tensor + checkpoint.architecture.norm_offset
+    if plan.types[name] == "bf16":
+        return bf16_bits(tensor)
     return tensor.numpy().astype(_FLOATS[plan.types[name]])
+
+
+def bf16_bits(tensor: torch.Tensor) -> NDArray[np.uint16]:
+    """Return ``tensor`` rounded to bfloat16, halves to even, as ggml's ``ggml_fp32_to_bf16``."""
+    bits: NDArray[np.uint16] = tensor.bfloat16().view(torch.uint16).numpy()
+    return bits

@@ -19,11 +19,19 @@ from onnx import TensorProto
 
 from edgekd.errors import ExportError
 from edgekd.export.architectures import attention_scale
-from edgekd.export.blocks import BITS, BLOCK_SIZE, Blocks, pack_matmul_nbits, quantize
+from edgekd.export.blocks import (
+    BITS,
+    BLOCK_SIZE,
+    Blocks,
+    pack_matmul_nbits,
+    pack_zero_points,
+    zero_points,
+)
 from edgekd.export.checkpoint import TOKENIZER_FILES, Checkpoint
 from edgekd.export.onnx_graph import GraphBuilder
 from edgekd.export.plan import Plan
 from edgekd.export.rope import rope_inv_freq, rotary_dim
+from edgekd.export.round_matrix import matrix_blocks
 
 # B batch, S new tokens, P past tokens, H hidden, K blocks in a row
 
@@ -39,17 +47,21 @@ def write_onnx(checkpoint: Checkpoint, plan: Plan, folder: Path) -> None:
     """Write ``checkpoint`` into the empty ``folder`` with the types of ``plan``.
 
     Raises:
-        ExportError: the plan asks for a type that the graph does not have, or the config for
-            rotary frequencies that depend on the length of the text.
+        ExportError: the plan asks for a type that the graph does not have, or for Q4_1 of a matrix
+            that has no zero points, or the config for rotary frequencies that depend on the length
+            of the text.
     """
-    if plan.quant not in ("f32", "q8_0", "q4_0"):
+    if plan.quant not in ("f32", *BITS):
         raise ExportError(
-            f"ONNX export knows f32, q8_0 and q4_0; {plan.quant} has no kernels on the CPU"
+            f"ONNX export knows f32, {', '.join(BITS)}; {plan.quant} has no kernels on the CPU"
         )
     rope_inv_freq(checkpoint.config)  # refuses before a file is opened
     builder = GraphBuilder(folder / DATA_FILE)
-    _Emitter(builder, checkpoint, plan).emit()
-    builder.save(folder / MODEL_FILE, "edgekd", _OPSET)
+    try:
+        _Emitter(builder, checkpoint, plan).emit()
+        builder.save(folder / MODEL_FILE, "edgekd", _OPSET)
+    finally:
+        builder.close()
     config = {**checkpoint.config, "max_position_embeddings": _n_positions(checkpoint)}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     for name in TOKENIZER_FILES:
@@ -132,7 +144,7 @@ class _Emitter:
         if grid is None:
             table = b.weight(name, self.checkpoint.tensor(name).numpy())
             return b.node("Gather", [table, "input_ids"], "embedding")
-        codes, scales = self._block_weights(name)
+        codes, scales, *_ = self._block_weights(name)
         picked = b.node("Gather", [codes, "input_ids"], "embedding_codes")  # [B, S, K, 16 or 32]
         if BITS[grid] == 4:
             picked = self._unpack_pairs(picked)
@@ -310,13 +322,13 @@ class _Emitter:
         return output
 
     def _matmul_nbits(self, hidden: str, name: str, output: str) -> None:
-        codes, scales = self._block_weights(name)
+        inputs = self._block_weights(name)
         n_rows, n_columns = self.checkpoint.shape(name)
         grid = self.plan.grid_of(name)
         assert grid is not None
         self.b.microsoft_node(
             "MatMulNBits",
-            [hidden, codes, scales],
+            [hidden, *inputs],
             [output],
             K=n_columns,
             N=n_rows,
@@ -333,20 +345,26 @@ class _Emitter:
             self.b.node("Transpose", [weight], transposed, perm=[1, 0])
         self.b.node("MatMul", [hidden, transposed], output)
 
-    def _block_weights(self, name: str) -> tuple[str, str]:
-        """Store the blocks of matrix ``name`` once; return the names of codes and fp32 scales."""
-        codes, scales = f"{name}.codes", f"{name}.scales"
+    def _block_weights(self, name: str) -> list[str]:
+        """Store the blocks of matrix ``name`` once; return what ``MatMulNBits`` takes of them.
+
+        That is codes, fp32 scales and, of Q4_1, zero points.
+        """
+        codes, scales, points = f"{name}.codes", f"{name}.scales", f"{name}.zero_points"
         if not self.b.has(codes):
             blocks = self._blocks(name)
             self.b.weight(codes, pack_matmul_nbits(blocks))
             self.b.weight(scales, blocks.scales_NB.numpy())
             self.b.node("Cast", [scales], f"{scales}_f32", to=TensorProto.FLOAT)
-        return codes, f"{scales}_f32"
+            if blocks.grid == "q4_1":
+                self.b.weight(points, pack_zero_points(zero_points(blocks)))
+        inputs = [codes, f"{scales}_f32"]
+        return [*inputs, points] if self.plan.grid_of(name) == "q4_1" else inputs
 
     def _blocks(self, name: str) -> Blocks:
         grid = self.plan.grid_of(name)
         assert grid is not None
-        return quantize(self.checkpoint.tensor(name), grid)
+        return matrix_blocks(self.checkpoint, name, grid, self.plan.kept)
 
     def _last_positions(self, hidden: str) -> str:
         """Keep the last ``logits_to_keep`` positions, so that prefill skips most of the head."""

@@ -1,14 +1,16 @@
 """Prove that an artifact is what it claims to be, in layers that are never mixed.
 
 * structure: the manifest's hashes, the header, the tokenizer, the chat template;
-* weights: codes and scales equal the checkpoint's, rounded by the training grid, bit for bit;
+* weights: codes and scales equal the checkpoint's, rounded by the training grid or on
+  calibration data, bit for bit;
 * arithmetic: what the engine adds on top of those weights (int8 activations), as KL and top-1
   against torch running the very same rounded weights;
 * and beside them, never as a gate, what the rounding itself costs against the float checkpoint.
 """
 
 import math
-from dataclasses import asdict, dataclass
+import tempfile
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,21 @@ import numpy as np
 import torch
 
 from edgekd.errors import VerificationError
-from edgekd.export.blocks import Blocks, fake_quantize, quantize
-from edgekd.export.checkpoint import Checkpoint
-from edgekd.export.k_quants import dequantize_rows, quantize_rows
-from edgekd.export.plan import Plan, Quant
-from edgekd.export.read_back import read_gguf_blocks, read_gguf_rows, read_onnx_blocks
+from edgekd.export.blocks import Blocks
+from edgekd.export.checkpoint import Checkpoint, open_checkpoint
+from edgekd.export.plan import Plan, Quant, recorded_plan
+from edgekd.export.read_back import (
+    read_gguf_blocks,
+    read_gguf_rows,
+    read_onnx_blocks,
+    read_rows,
+)
+from edgekd.export.round_matrix import (
+    keep_as_recorded,
+    matrix_blocks,
+    matrix_rows,
+    rounded_values,
+)
 from edgekd.runtime.chat_template import read_chat_template
 from edgekd.runtime.fidelity import Fidelity, GreedyAgreement, compare_engines, compare_greedy
 from edgekd.runtime.loading import LoadedModel, open_model
@@ -69,11 +81,16 @@ _FLOAT = Limit(1e-4, 0.995, 0.1)
 # int8 activations cost KL 0.003-0.005 and 3-5 % of top-1 on a 135M model, measured over 2,048
 # positions: benchmarks/results/export_fidelity.json.
 _INT8_ACTIVATIONS = Limit(0.02, 0.94, 1.0)
+_HALVES = {"f16": torch.float16, "bf16": torch.bfloat16}
+# llama.cpp rounds activations to bf16 too, where the weights are: eight bits, not eleven.
+_BF16_ACTIVATIONS = Limit(2e-3, 0.97, 0.3)
 _LIMITS: dict[Quant, Limit] = {
     "f32": _FLOAT,
     "f16": _FLOAT,
+    "bf16": _BF16_ACTIVATIONS,
     "q8_0": _INT8_ACTIVATIONS,
     "q4_0": _INT8_ACTIVATIONS,
+    "q4_1": _INT8_ACTIVATIONS,
     "q4_k_m": _INT8_ACTIVATIONS,
     "q5_k_m": _INT8_ACTIVATIONS,
     "q6_k": _INT8_ACTIVATIONS,
@@ -109,6 +126,24 @@ def verify_against_checkpoint(artifact: Path, checkpoint: Checkpoint, plan: Plan
     }
 
 
+def verify_as_recorded(artifact: Path, reference: Path, recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return the report of every check of ``artifact``, with the plan that its manifest records.
+
+    Matrices that were rounded on calibration data are held against the hashes recorded then.
+
+    Raises:
+        VerificationError: a check failed; it says which and by how much.
+    """
+    checkpoint = open_checkpoint(reference)
+    plan = recorded_plan(checkpoint, recipe)
+    recorded = recipe.get("calibration")
+    if recorded is None:
+        return verify_against_checkpoint(artifact, checkpoint, plan)
+    with tempfile.TemporaryDirectory(prefix="edgekd-rows-") as folder:
+        kept = keep_as_recorded(Path(folder), recorded, read_rows(artifact, checkpoint))
+        return verify_against_checkpoint(artifact, checkpoint, replace(plan, kept=kept))
+
+
 def limit_faults(arithmetic: Fidelity, greedy: GreedyAgreement, limit: Limit) -> list[str]:
     """Return every figure that is out of ``limit``, with the limit."""
     floor = limit.top1_floor(arithmetic.n_positions)
@@ -137,7 +172,7 @@ def check_blocks(artifact: Path, checkpoint: Checkpoint, plan: Plan) -> int:
         found = dict(read_onnx_blocks(artifact))
     # A tied head is stored under the embedding's name in both formats.
     for name, grid in plan.grids().items():
-        expected = quantize(checkpoint.tensor(name), grid)
+        expected = matrix_blocks(checkpoint, name, grid, plan.kept)
         stored = found.get(name)
         is_lookup_only = name == "model.embed_tokens.weight" and not checkpoint.is_tied
         if stored is None and is_lookup_only and detect_kind(artifact) is ModelKind.ONNX:
@@ -155,7 +190,8 @@ def _check_rows(artifact: Path, checkpoint: Checkpoint, plan: Plan) -> int:
     stored = dict(read_gguf_rows(artifact, checkpoint)) if kinds else {}
     for name, kind in kinds.items():
         rows = stored.get(name)
-        if rows is None or not np.array_equal(rows, quantize_rows(checkpoint.tensor(name), kind)):
+        expected = matrix_rows(checkpoint, name, kind, plan.kept)
+        if rows is None or not np.array_equal(rows, expected):
             raise VerificationError(
                 f"{artifact.name}: matrix {name} is not the checkpoint's as {kind}"
             )
@@ -168,7 +204,15 @@ def blocks_equal(one: Blocks, other: Blocks) -> bool:
         one.grid == other.grid
         and torch.equal(one.codes_NBK, other.codes_NBK)
         and torch.equal(one.scales_NB.view(torch.int16), other.scales_NB.view(torch.int16))
+        and _mins_equal(one.mins_NB, other.mins_NB)
     )
+
+
+def _mins_equal(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    """Compare as numbers: a zero point has no sign, a minimum of zero may have."""
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one, other)
 
 
 def check_text_side(loaded: LoadedModel, checkpoint: Checkpoint) -> None:
@@ -208,12 +252,13 @@ def _measure(
 
 
 def rounded_model(checkpoint: Checkpoint, plan: Plan) -> Any:
-    """Return the checkpoint in torch, float32, with every matrix of ``plan`` on its grid."""
+    """Return the checkpoint in torch, float32, with every matrix rounded as ``plan`` says."""
     model = load_causal_lm(checkpoint.folder, torch.float32)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
-        for name, grid in plan.grids().items():
-            parameters[name].copy_(fake_quantize(parameters[name], grid))
-        for name, kind in plan.k_types().items():
-            parameters[name].copy_(dequantize_rows(quantize_rows(parameters[name], kind), kind))
+        for name, stored in {**plan.grids(), **plan.k_types()}.items():
+            parameters[name].copy_(rounded_values(checkpoint, name, stored, plan.kept))
+        for name, kind in plan.types.items():
+            if kind in _HALVES:
+                parameters[name].copy_(parameters[name].to(_HALVES[kind]))
     return model

@@ -48,6 +48,23 @@ def test_export_then_verify_then_a_changed_byte_is_found(tiny_folder: Path, tmp_
     assert "manifest says" in broken.stderr
 
 
+def test_export_calibrates_within_a_size_and_verify_needs_no_text(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    text, out = tmp_path / "text.txt", tmp_path / "tiny.gguf"
+    text.write_text(" ".join(TEXTS), "utf-8")
+    common = ["export", str(tiny_folder), "--format", "gguf", "--out", str(out)]
+    data = ["--calibrate", str(text), "--calibrate-tokens", "64", "--bits-per-weight", "5.2"]
+    exported = run(*common, *data, "--json")
+    assert exported.returncode == 0, exported.stderr
+    recipe = json.loads((tmp_path / "tiny.edgekd.json").read_text())["recipe"]
+    assert recipe["calibration"]["n_tokens"] == 64
+    assert 5.0 < recipe["budget"]["bits_per_weight"] <= 5.2
+    assert run("verify", str(out), "--reference", str(tiny_folder)).returncode == 0
+    refused = run(*common, "--size", "5kB", *data[:2])
+    assert refused.returncode == 1 and "q4_0 throughout takes" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [

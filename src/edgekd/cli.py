@@ -19,6 +19,7 @@ from edgekd.cli_options import (
     Revision,
     Threads,
     need,
+    parse_bytes,
     print_result,
 )
 from edgekd.errors import EdgekdError
@@ -66,11 +67,32 @@ def export(
     format: Annotated[str, typer.Option(help="gguf or onnx.")],
     out: Annotated[Path, typer.Option(help="File (gguf) or folder (onnx) to write.")],
     quant: Annotated[
-        str, typer.Option(help="f32, f16, q8_0, q4_0 (int4); GGUF also q4_k_m, q5_k_m, q6_k.")
+        str,
+        typer.Option(
+            help="f32, q8_0, q4_0 (int4), q4_1; GGUF also f16, bf16, q4_k_m, q5_k_m, q6_k."
+        ),
     ] = "q4_0",
     head: Annotated[
-        Literal["q8_0", "q4_0"], typer.Option(help="Of embedding and head, with q4_0.")
+        Literal["q8_0", "q4_0"], typer.Option(help="Of embedding and head, with q4_0 and q4_1.")
     ] = "q8_0",
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(help="Text to round on: GPTQ for q4_0, else an importance matrix."),
+    ] = None,
+    calibrate_tokens: Annotated[int, typer.Option(help="Tokens of that text to use.")] = 16_384,
+    imatrix: Annotated[
+        Path | None, typer.Option(help="Importance matrix to round with: llama.cpp's GGUF file.")
+    ] = None,
+    save_imatrix: Annotated[
+        Path | None, typer.Option(help="Where to keep the one measured by --calibrate.")
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(help="Of the GGUF file, such as 80MB: q8_0 where --calibrate shows need."),
+    ] = None,
+    bits_per_weight: Annotated[
+        float | None, typer.Option(help="The same by bits, 4.5 to 8.5, scales included.")
+    ] = None,
     revision: Revision = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -79,14 +101,27 @@ def export(
     if format not in ("gguf", "onnx"):
         raise typer.BadParameter(f"{format!r} is neither gguf nor onnx", param_hint="--format")
     need("export", "torch", "transformers", "gguf", "onnx")
+    from edgekd.export.budget import Budget
+    from edgekd.export.calibrate import CalibrationOptions
     from edgekd.export.export_model import export_model
 
+    budget = None
+    if size is not None or bits_per_weight is not None:
+        file_bytes = None if size is None else parse_bytes(size)
+        budget = Budget(file_bytes=file_bytes, bits_per_weight=bits_per_weight)
     report = export_model(
         model,
         "gguf" if format == "gguf" else "onnx",
         out,
         quant=quant,
         head=head,
+        calibration=CalibrationOptions(
+            text=calibrate,
+            n_tokens=calibrate_tokens,
+            imatrix=imatrix,
+            save_imatrix=save_imatrix,
+        ),
+        budget=budget,
         revision=revision,
         progress=make_progress(quiet),
     )
@@ -114,15 +149,10 @@ def verify(
         report["fidelity"] = "unavailable: give --reference CHECKPOINT"
     else:
         need("export", "torch", "transformers", "gguf", "onnx")
-        from edgekd.export.checkpoint import open_checkpoint
-        from edgekd.export.plan import make_plan, parse_quant
-        from edgekd.export.verify import verify_against_checkpoint
+        from edgekd.export.verify import verify_as_recorded
 
         make_progress(quiet).say(f"comparing weights, tokenizer and logits with {reference}")
-        checkpoint = open_checkpoint(reference)
-        recipe = manifest["recipe"]
-        plan = make_plan(checkpoint, parse_quant(recipe["quant"]), recipe.get("head", "q8_0"))
-        report |= verify_against_checkpoint(artifact, checkpoint, plan)
+        report |= verify_as_recorded(artifact, reference, manifest["recipe"])
     print_result(report, as_json, f"{artifact}: good\n{json.dumps(report, indent=2)}")
 
 

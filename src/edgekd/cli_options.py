@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import re
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Annotated, Any
@@ -70,6 +71,15 @@ def parse_count(text: str) -> int:
         return int(float(text[:-1] if scale > 1 else text) * scale)
     except ValueError:
         raise typer.BadParameter(f"{text!r} is no size such as 90M") from None
+
+
+def parse_bytes(text: str) -> int:
+    """Return the bytes that ``text`` stands for, such as 80MB, with decimal units as vendors."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(k|M|G)?B?", text, re.IGNORECASE)
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is no size such as 80MB")
+    scale = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[(match[2] or "").lower()]
+    return int(float(match[1]) * scale)
 
 
 def is_first_rank() -> bool:

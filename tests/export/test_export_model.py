@@ -1,11 +1,15 @@
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from edgekd.errors import ExportError, VerificationError
-from edgekd.export.blocks import quantize
-from edgekd.export.checkpoint import Checkpoint
+from edgekd.export.blocks import dequantize, quantize
+from edgekd.export.checkpoint import Checkpoint, open_checkpoint
 from edgekd.export.export_model import Format, export_model
 from edgekd.export.plan import HeadQuant, make_plan
 from edgekd.export.read_back import read_gguf_blocks, read_onnx_blocks
@@ -16,7 +20,10 @@ from edgekd.runtime.gguf_header import read_gguf_header
 
 @pytest.mark.parametrize(
     ("output_format", "quant"),
-    [("gguf", "f16"), ("gguf", "q8_0"), ("gguf", "q4_0"), ("onnx", "f32"), ("onnx", "q4_0")],
+    [
+        *[("gguf", quant) for quant in ("f16", "bf16", "q8_0", "q4_0", "q4_1")],
+        *[("onnx", quant) for quant in ("f32", "q4_0")],
+    ],
 )
 def test_an_export_passes_its_own_checks_and_leaves_a_manifest(
     output_format: Format, quant: str, tiny_folder: Path, tmp_path: Path
@@ -51,8 +58,6 @@ def test_one_changed_code_is_found(tiny: Checkpoint, tiny_gguf: Path, tmp_path: 
 def test_a_gguf_read_back_has_the_weights_of_its_blocks(
     tiny: Checkpoint, tiny_gguf: Path, tmp_path: Path
 ) -> None:
-    from edgekd.export.blocks import dequantize
-    from edgekd.export.checkpoint import open_checkpoint
     from edgekd.export.from_gguf import gguf_to_checkpoint
 
     gguf_to_checkpoint(tiny_gguf, tmp_path / "back")
@@ -88,3 +93,46 @@ def test_a_head_of_four_bits_is_smaller_and_verified(
         sizes[head] = report["bytes"]
         assert read_manifest(manifest_path(out))["recipe"]["head"] == head
     assert sizes["q4_0"] < sizes["q8_0"] - 10_000
+
+
+def test_q4_1_reaches_onnx_where_every_minimum_is_a_zero_point(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    """As in checkpoints that were on an asymmetric integer grid before."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    weights = load_file(folder / "model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in weights.items():
+        if weight.dim() == 2 and "embed" not in name:
+            blocks = weight.reshape(-1, 32)
+            codes = torch.randint(0, 16, blocks.shape, generator=generator).float()
+            codes[:, 0], codes[:, 1] = 0, 15
+            points = torch.randint(3, 13, (len(blocks), 1), generator=generator)
+            weights[name] = ((codes - points) / 64).reshape(weight.shape)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    report = export_model(str(folder), "onnx", tmp_path / "onnx", quant="q4_1")
+    assert report["rounding"]["kl_nats"] < 0.01  # all but the embedding are exact
+    checkpoint = open_checkpoint(folder)
+    for name, blocks_found in read_onnx_blocks(tmp_path / "onnx"):
+        if "embed" not in name:
+            assert dequantize(blocks_found).equal(checkpoint.tensor(name))
+
+
+def test_q4_1_of_other_weights_and_bf16_are_refused_for_onnx(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match="no exact ONNX form"):
+        export_model(str(tiny_folder), "onnx", tmp_path / "onnx", quant="q4_1")
+    with pytest.raises(ExportError, match="bf16 has no kernels"):
+        export_model(str(tiny_folder), "onnx", tmp_path / "onnx", quant="bf16")
+    assert not (tmp_path / "onnx").exists()
+
+
+def test_bf16_stores_the_weights_in_two_bytes(tiny: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    export_model(str(tiny.folder), "gguf", path, quant="bf16")
+    entry = next(t for t in read_gguf_header(path).tensors if t.name == "blk.0.ffn_up.weight")
+    raw = np.fromfile(path, np.int16, entry.size_bytes // 2, offset=entry.offset_bytes)
+    stored = torch.from_numpy(raw).view(torch.bfloat16).reshape(entry.shape[::-1])
+    assert stored.equal(tiny.tensor("model.layers.0.mlp.up_proj.weight").bfloat16())

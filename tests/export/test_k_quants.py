@@ -56,6 +56,22 @@ def test_types_and_bytes_are_those_of_llama_cpp(
     assert all(np.array_equal(one[name].data, other[name].data) for name in one)
 
 
+def test_q4_1_bytes_are_those_of_llama_cpp(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    ours, source, theirs = (tmp_path / name for name in ("ours.gguf", "f32.gguf", "theirs.gguf"))
+    write_gguf(checkpoint, make_plan(checkpoint, "q4_1"), ours)
+    write_gguf(checkpoint, make_plan(checkpoint, "f32"), source)
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_1
+    status = llama_cpp.llama_model_quantize(
+        str(source).encode(), str(theirs).encode(), ctypes.byref(params)
+    )
+    assert status == 0
+    one, other = ({t.name: t for t in GGUFReader(path).tensors} for path in (ours, theirs))
+    compared = [name for name in one if one[name].tensor_type.name == "Q4_1"]
+    assert len(compared) == 7 * checkpoint.n_layers
+    assert all(np.array_equal(one[name].data, other[name].data) for name in compared)
+
+
 def test_an_export_in_k_quants_is_verified(tmp_path: Path) -> None:
     wide = {"hidden_size": 256, "intermediate_size": 256, "initializer_range": 0.05}
     folder = save_tiny_model(tmp_path / "model", **wide)  # type: ignore[arg-type]
