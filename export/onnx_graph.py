@@ -4,7 +4,7 @@ Initializers are written as they are added, so memory stays near the largest ten
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import onnx
@@ -21,17 +21,32 @@ class GraphBuilder:
     def __init__(self, data_path: Path) -> None:
         """Open ``data_path`` for the weights; it must end up beside the model file."""
         self._data_path = data_path
-        self._data = data_path.open("wb")  # noqa: SIM115  closed by save()
+        self._data = data_path.open("wb")  # noqa: SIM115  closed by __exit__
         self._nodes: list[onnx.NodeProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._initializers: list[TensorProto] = []
         self._known: set[str] = set()
+        self._metadata: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        """Return the builder, whose data file is closed when the block ends."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close the data file."""
+        self._data.close()
 
     def add_input(self, name: str, element_type: int, shape: list[str | int]) -> str:
         """Declare a graph input."""
         self._inputs.append(helper.make_tensor_value_info(name, element_type, shape))
         return name
+
+    def add_optional_input(self, name: str, default: NDArray[Any]) -> str:
+        """Declare a graph input that runtimes may leave out, with what it then is."""
+        element_type = helper.np_dtype_to_tensor_dtype(default.dtype)
+        self.add_input(name, element_type, list(default.shape))
+        return self.constant(name, default)
 
     def add_output(self, name: str, element_type: int, shape: list[str | int]) -> None:
         """Declare a graph output; some node must produce ``name``."""
@@ -50,6 +65,10 @@ class GraphBuilder:
             self._initializers.append(onnx.numpy_helper.from_array(array, name))
             self._known.add(name)
         return name
+
+    def add_metadata(self, key: str, value: str) -> None:
+        """Add a text to the model file that no runtime interprets."""
+        self._metadata[key] = value
 
     def has(self, name: str) -> bool:
         """Return whether a value called ``name`` was made already."""
@@ -71,7 +90,7 @@ class GraphBuilder:
 
     def save(self, model_path: Path, name: str, opset: int) -> None:
         """Check the graph and write it to ``model_path``."""
-        self._data.close()
+        self._data.flush()
         graph = helper.make_graph(
             self._nodes, name, self._inputs, self._outputs, self._initializers
         )
@@ -81,6 +100,7 @@ class GraphBuilder:
             producer_name="edgekd",
             ir_version=11,
         )
+        helper.set_model_props(model, self._metadata)
         model_path.write_bytes(model.SerializeToString())
         onnx.checker.check_model(str(model_path))
 

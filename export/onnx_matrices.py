@@ -1,0 +1,194 @@
+"""The matrices of an ONNX decoder: how they are stored, multiplied by and looked up in.
+
+On a grid a matrix is the codes and fp16 scales of the GGUF file, read by ``MatMulNBits`` and, for
+the embedding, by ``GatherBlockQuantized``. Both want scales of the activations' type: the fp16
+ones stand behind a Cast that ONNX Runtime folds when it loads the model, so the file keeps 4.5
+bits per weight where fp32 scales would make it 5.
+Operators of com.microsoft: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from edgekd.errors import ExportError
+from edgekd.export.blocks import BITS, BLOCK_SIZE, Blocks, GridName, pack_matmul_nbits, quantize
+from edgekd.export.checkpoint import Checkpoint
+from edgekd.export.onnx_graph import GraphBuilder
+from edgekd.export.plan import Plan
+
+# B blocks in a row, K columns, N rows
+
+ROWS_KEY = "edgekd.rows"
+"""Metadata of the model: for every matrix of several, checkpoint names and rows of its parts."""
+# Multiply in int8 where the processor can, as llama.cpp does; 1 would be fp32 throughout.
+_ACCURACY_LEVEL = 4
+
+
+class Matrices:
+    """Puts matrices of a checkpoint into a graph, each of them once."""
+
+    def __init__(self, builder: GraphBuilder, checkpoint: Checkpoint, plan: Plan) -> None:
+        """Add nodes to ``builder``, with weights of ``checkpoint`` stored as ``plan`` says."""
+        self._b = builder
+        self._checkpoint = checkpoint
+        self._plan = plan
+        self._rows: dict[str, dict[str, int]] = {}
+
+    def multiply(self, hidden: str, names: Sequence[str], output: str) -> str:
+        """Multiply by the matrices ``names``, one below the other, and add their biases.
+
+        Those that are stored alike become one matrix; results of others are put side by side.
+        """
+        if len(names) > 1 and not self._are_alike(names):
+            parts = [self.multiply(hidden, [name], f"{output}.{name}") for name in names]
+            return self._b.node("Concat", parts, output, axis=-1)
+        grid = self._plan.grid_of(f"{names[0]}.weight")
+        if grid is None:
+            return self._multiply_floats(hidden, names, output)
+        return self._multiply_blocks(hidden, names, output, grid)
+
+    def look_up(self, name: str, ids: str, output: str) -> str:
+        """Return the rows ``ids`` [batch, sequence] of the matrix ``name``."""
+        b = self._b
+        grid = self._plan.grid_of(f"{name}.weight")
+        if grid is None:
+            table = self._store_floats([name])
+            if self._plan.types[f"{name}.weight"] == "f32":
+                return b.node("Gather", [table, ids], output)
+            rows = b.node("Gather", [table, ids], f"{output}.stored")
+            return b.node("Cast", [rows], output, to=TensorProto.FLOAT)
+        codes, scales = self._store_blocks([name], grid)
+        shape = self._checkpoint.shape(f"{name}.weight")
+        by_block = np.array([shape[0], shape[1] // BLOCK_SIZE, 1], np.int64)
+        shape_name = b.constant(f"{name}.scales_shape", by_block)
+        blocks, *_ = b.microsoft_node(
+            "GatherBlockQuantized",
+            [
+                codes,
+                ids,
+                b.node("Reshape", [scales, shape_name], f"{scales}.by_block"),
+                self._zero_points(shape_name, grid, f"{name}.zero_points"),
+            ],
+            [f"{output}.blocks"],
+            bits=BITS[grid],
+            block_size=BLOCK_SIZE,
+            gather_axis=0,
+            quantize_axis=2,
+        )
+        flat = b.constant("shape_flat", np.array([0, 0, -1], np.int64))
+        return b.node("Reshape", [blocks, flat], output)
+
+    def save_rows(self) -> None:
+        """Note in the model which rows of which matrix are whose, for who reads it back."""
+        self._b.add_metadata(ROWS_KEY, json.dumps(self._rows))
+
+    def _are_alike(self, names: Sequence[str]) -> bool:
+        types = self._plan.types
+        return len({(types[f"{n}.weight"], f"{n}.bias" in types) for n in names}) == 1
+
+    def _multiply_blocks(
+        self, hidden: str, names: Sequence[str], output: str, grid: GridName
+    ) -> str:
+        codes, scales = self._store_blocks(names, grid)
+        shapes = [self._checkpoint.shape(f"{name}.weight") for name in names]
+        inputs = [hidden, codes, scales]
+        if bias := self._bias(names):
+            inputs += ["", "", bias]  # no zero points, no group index
+        self._b.microsoft_node(
+            "MatMulNBits",
+            inputs,
+            [output],
+            K=shapes[0][1],
+            N=sum(n_rows for n_rows, _ in shapes),
+            bits=BITS[grid],
+            block_size=BLOCK_SIZE,
+            accuracy_level=_ACCURACY_LEVEL,
+        )
+        return output
+
+    def _multiply_floats(self, hidden: str, names: Sequence[str], output: str) -> str:
+        """Multiply in fp32; nodes that loading folds widen and transpose the stored matrix."""
+        b = self._b
+        weight = self._store_floats(names)
+        transposed = f"{weight}.transposed"
+        if not b.has(transposed):
+            wide = weight
+            if self._plan.types[f"{names[0]}.weight"] != "f32":
+                wide = b.node("Cast", [weight], f"{weight}.f32", to=TensorProto.FLOAT)
+            b.node("Transpose", [wide], transposed, perm=[1, 0])
+        bias = self._bias(names)
+        product = b.node("MatMul", [hidden, transposed], f"{output}.product" if bias else output)
+        return b.node("Add", [product, bias], output) if bias else product
+
+    def _store_blocks(self, names: Sequence[str], grid: GridName) -> tuple[str, str]:
+        """Return the names of the codes and of the scales as the activations' type."""
+        b, stored = self._b, self._stored_name(names)
+        codes, scales = f"{stored}.codes", f"{stored}.scales"
+        if not b.has(codes):
+            parts = [self._quantize(name, grid) for name in names]
+            b.weight(codes, _stack([pack_matmul_nbits(part) for part in parts]))
+            b.weight(scales, _stack([part.scales_NB.numpy() for part in parts]))
+            b.node("Cast", [scales], f"{scales}.f32", to=TensorProto.FLOAT)
+        return codes, f"{scales}.f32"
+
+    def _store_floats(self, names: Sequence[str]) -> str:
+        stored = self._stored_name(names)
+        if not self._b.has(stored):
+            parts = [self._checkpoint.tensor(f"{name}.weight").numpy() for name in names]
+            weight_NK = _stack(parts)
+            if self._plan.types[f"{names[0]}.weight"] == "f16":
+                weight_NK = _to_fp16(weight_NK, stored)
+            self._b.weight(stored, weight_NK)
+        return stored
+
+    def _stored_name(self, names: Sequence[str]) -> str:
+        """Return what a matrix is called in the file; of several their rows are noted."""
+        if len(names) == 1:
+            return f"{names[0]}.weight"
+        prefix = names[0].rpartition(".")[0]
+        stored = f"{prefix}.{'_'.join(name.rpartition('.')[2] for name in names)}.weight"
+        rows = {f"{name}.weight": self._checkpoint.shape(f"{name}.weight")[0] for name in names}
+        self._rows[stored] = rows
+        return stored
+
+    def _bias(self, names: Sequence[str]) -> str | None:
+        if f"{names[0]}.bias" not in self._plan.types:
+            return None
+        biases = [self._checkpoint.tensor(f"{name}.bias").numpy() for name in names]
+        stored = self._stored_name(names).removesuffix("weight") + "bias"
+        return self._b.weight(stored, _stack(biases))
+
+    def _zero_points(self, shape: str, grid: GridName, output: str) -> str:
+        """Return the stored code that means 0, for every block; folded on loading, too.
+
+        Left out they mean the same to ONNX Runtime on a CPU, but not on every other device.
+        """
+        code = 0x88 if BITS[grid] == 4 else 0x80
+        value = helper.make_tensor("value", TensorProto.UINT8, [1], [code])
+        return self._b.node("ConstantOfShape", [shape], output, value=value)
+
+    def _quantize(self, name: str, grid: GridName) -> Blocks:
+        return quantize(self._checkpoint.tensor(f"{name}.weight"), grid)
+
+
+def _stack(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _to_fp16(weight_NK: NDArray[np.float32], name: str) -> NDArray[np.float16]:
+    """Round to fp16.
+
+    Raises:
+        ExportError: a weight is too large for it.
+    """
+    half = torch.from_numpy(weight_NK).half()
+    if not torch.isfinite(half).all():
+        raise ExportError(f"{name} has weights beyond 65504, the largest of fp16; export as f32")
+    rounded: NDArray[np.float16] = half.numpy()
+    return rounded
