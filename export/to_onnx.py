@@ -30,8 +30,7 @@ def write_onnx(checkpoint: Checkpoint, plan: Plan, folder: Path) -> None:
     """
     if plan.quant not in _QUANTS:
         raise ExportError(
-            f"ONNX Runtime has no kernels for {plan.quant} on the CPU; choose one of "
-            f"{', '.join(_QUANTS)}, or --format gguf"
+            f"ONNX export knows {', '.join(_QUANTS)}; {plan.quant} has no kernels on the CPU"
         )
     with GraphBuilder(folder / DATA_FILE) as builder:
         add_decoder(builder, checkpoint, plan)
