@@ -74,15 +74,11 @@ class _Decoder:
 
     def _mlp(self, normed: str, prefix: str) -> str:
         b, multiply = self._b, self._matrices.multiply
-        if self._architecture.has_fused_weights:
-            together = multiply(normed, [f"{prefix}.gate_up_proj"], f"{prefix}.gate_up")
-            sizes = b.constant("mlp_sizes", np.array([self._config["intermediate_size"]] * 2))
-            gate, up = b.split(together, sizes, [f"{prefix}.gate", f"{prefix}.up"])
-        else:
-            gate, up = (
-                multiply(normed, [f"{prefix}.{side}_proj"], f"{prefix}.{side}")
-                for side in ("gate", "up")
-            )
+        is_stored_together = self._architecture.has_fused_weights
+        names = ("gate_up_proj",) if is_stored_together else ("gate_proj", "up_proj")
+        together = multiply(normed, [f"{prefix}.{name}" for name in names], f"{prefix}.gate_up")
+        sizes = b.constant("mlp_sizes", np.array([self._config["intermediate_size"]] * 2))
+        gate, up = b.split(together, sizes, [f"{prefix}.gate", f"{prefix}.up"])
         gated = b.node("Mul", [self._activate(gate, prefix), up], f"{prefix}.gated")
         return multiply(gated, [f"{prefix}.down_proj"], f"{prefix}.output")
 
