@@ -72,7 +72,8 @@ def read_onnx_blocks(folder: Path) -> Iterator[tuple[str, Blocks]]:
     """
     model = onnx.load(str(folder / MODEL_FILE))
     arrays = {tensor.name: tensor for tensor in model.graph.initializer}
-    rows = json.loads({entry.key: entry.value for entry in model.metadata_props}[ROWS_KEY])
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    rows = json.loads(metadata.get(ROWS_KEY, "{}"))
     for stored, bits in _quantized_matrices(model).items():
         packed = onnx.numpy_helper.to_array(arrays[f"{stored}.codes"])
         scales_NB = onnx.numpy_helper.to_array(arrays[f"{stored}.scales"])

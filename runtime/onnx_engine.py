@@ -36,10 +36,8 @@ class OnnxEngine:
         self.context_tokens = min(context_tokens, int(config["max_position_embeddings"]))
         self._cache = _allocate_cache(self._session, self.context_tokens)
         self._binding = _bind_cache(self._session, self._cache)
-        self._can_skip_logits = any(
-            entry.name == "logits_to_keep"
-            for entry in self._session.get_overridable_initializers()
-        )
+        entries = (*self._session.get_inputs(), *self._session.get_overridable_initializers())
+        self._can_skip_logits = any(entry.name == "logits_to_keep" for entry in entries)
         self._position = 0
 
     @property

@@ -66,7 +66,8 @@ def export(
     format: Annotated[str, typer.Option(help="gguf or onnx.")],
     out: Annotated[Path, typer.Option(help="File (gguf) or folder (onnx) to write.")],
     quant: Annotated[
-        str, typer.Option(help="f32, f16, q8_0, q4_0 (int4); GGUF also q4_k_m, q5_k_m, q6_k.")
+        str,
+        typer.Option(help="f32, f16, q8_0 (int8), q4_0 (int4); GGUF also q4_k_m, q5_k_m, q6_k."),
     ] = "q4_0",
     head: Annotated[
         Literal["q8_0", "q4_0"], typer.Option(help="Of embedding and head, with q4_0.")

@@ -68,7 +68,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def _save(name: str, folder: Path) -> Checkpoint:
+def save_model(name: str, folder: Path) -> Checkpoint:
     family, changes = MODELS[name]
     config_class = f"{family}TextConfig" if family == "Gemma3" else f"{family}Config"
     config = getattr(transformers, config_class)(**(COMMON | changes))
@@ -86,7 +86,7 @@ def _save(name: str, folder: Path) -> Checkpoint:
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
     folder = tmp_path_factory.mktemp("architectures")
     # Not named after their family: llama.cpp looks for the tokens of a "phi-3" by its name.
-    return {name: _save(name, folder / f"model-{i}") for i, name in enumerate(MODELS)}
+    return {name: save_model(name, folder / f"model-{i}") for i, name in enumerate(MODELS)}
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,10 @@ from edgekd.runtime.gguf_header import read_gguf_header
 
 @pytest.mark.parametrize(
     ("output_format", "quant"),
-    [("gguf", "f16"), ("gguf", "q8_0"), ("gguf", "q4_0"), ("onnx", "f32"), ("onnx", "q4_0")],
+    [
+        *(("gguf", quant) for quant in ("f16", "q8_0", "q4_0")),
+        *(("onnx", quant) for quant in ("f32", "f16", "q8_0", "q4_0")),
+    ],
 )
 def test_an_export_passes_its_own_checks_and_leaves_a_manifest(
     output_format: Format, quant: str, tiny_folder: Path, tmp_path: Path

@@ -12,6 +12,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 
 from edgekd.errors import ExportError, VerificationError
 from edgekd.export.blocks import dequantize, quantize
@@ -89,6 +90,32 @@ def test_parts_come_back_in_their_order(tiny: Checkpoint, tiny_onnx: Path) -> No
     for side in "qkv":
         name = f"model.layers.1.self_attn.{side}_proj.weight"
         assert blocks_equal(found[name], quantize(tiny.tensor(name), "q4_0"))
+
+
+def test_f16_is_half_of_f32_and_every_weight_rounded_once(tiny: Checkpoint, tmp_path: Path) -> None:
+    folders = {quant: _export(tiny, tmp_path / quant, quant) for quant in ("f32", "f16")}
+    data = {
+        quant: sum(
+            len(tensor.raw_data)
+            for tensor in onnx.load(str(folder / MODEL_FILE)).graph.initializer
+            if tensor.name.endswith("weight") and len(tensor.dims) == 2
+        )
+        for quant, folder in folders.items()
+    }
+    assert data["f16"] * 2 == data["f32"] > 4 * tiny.n_parameters * 0.9
+    stored = {t.name: t for t in onnx.load(str(folders["f16"] / MODEL_FILE)).graph.initializer}
+    found = onnx.numpy_helper.to_array(stored["model.layers.1.mlp.down_proj.weight"])
+    expected = tiny.tensor("model.layers.1.mlp.down_proj.weight").half().numpy()
+    np.testing.assert_array_equal(found, expected, strict=True)
+
+
+def test_weights_too_large_for_fp16_are_refused(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "large")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = -70_000
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ExportError, match="weights beyond 65504"):
+        _export(open_checkpoint(folder), tmp_path / "onnx", "f16")
 
 
 def test_rows_that_do_not_add_up_are_refused(tiny_onnx: Path, tmp_path: Path) -> None:
