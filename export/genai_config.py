@@ -3,13 +3,17 @@
 Keys after https://onnxruntime.ai/docs/genai/reference/config.html
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from edgekd.export.checkpoint import Checkpoint
 from edgekd.runtime.tokenizer import FileTokenizer
 
+Target = Literal["cpu", "cuda"]
 
-def genai_config(checkpoint: Checkpoint, model_file: str, context_tokens: int) -> dict[str, Any]:
+
+def genai_config(
+    checkpoint: Checkpoint, model_file: str, context_tokens: int, target: Target = "cpu"
+) -> dict[str, Any]:
     """Return the content of the file for a graph of ours of ``context_tokens`` positions.
 
     Positions are no input: the graph derives them from the attention mask. Decoding is greedy
@@ -30,7 +34,10 @@ def genai_config(checkpoint: Checkpoint, model_file: str, context_tokens: int) -
             "context_length": context_tokens,
             "vocab_size": config["vocab_size"],
             "decoder": {
-                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+                "session_options": {
+                    "log_id": "onnxruntime-genai",
+                    "provider_options": [] if target == "cpu" else [{target: {}}],
+                },
                 "filename": model_file,
                 "head_size": checkpoint.head_dim,
                 "hidden_size": config["hidden_size"],

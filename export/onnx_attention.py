@@ -98,13 +98,13 @@ class Attention:
     def _past(self, layer: int) -> list[str]:
         names = [f"past_key_values.{layer}.{side}" for side in ("key", "value")]
         for name in names:
-            self._b.add_input(name, TensorProto.FLOAT, self._cache_shape("past"))
+            self._b.add_input(name, self._b.float_type, self._cache_shape("past"))
         return names
 
     def _present(self, layer: int) -> list[str]:
         names = [f"present.{layer}.{side}" for side in ("key", "value")]
         for name in names:
-            self._b.add_output(name, TensorProto.FLOAT, self._cache_shape("total"))
+            self._b.add_output(name, self._b.float_type, self._cache_shape("total"))
         return names
 
     def _cache_shape(self, length: str) -> list[str | int]:
@@ -137,8 +137,8 @@ class Attention:
             inv_freq = rope_inv_freq(self._checkpoint.config, is_windowed=is_windowed).numpy()
             angles = np.outer(np.arange(n_positions(self._checkpoint)), inv_freq)
             cosines, sines = _rotary_names(is_windowed)
-            self._b.weight(cosines, np.cos(angles).astype(np.float32))
-            self._b.weight(sines, np.sin(angles).astype(np.float32))
+            self._b.float_weight(cosines, np.cos(angles))
+            self._b.float_weight(sines, np.sin(angles))
 
 
 def _rotary_names(is_windowed: bool) -> tuple[str, str]:

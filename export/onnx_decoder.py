@@ -43,7 +43,7 @@ class _Decoder:
             residual, added = self._layer(attention, residual, added, layer)
         normed, _ = self._norms.norm_sum(residual, added, "model.norm")
         self._head(self._last_positions(normed))
-        b.add_output("logits", TensorProto.FLOAT, ["batch", "kept", self._config["vocab_size"]])
+        b.add_output("logits", b.float_type, ["batch", "kept", self._config["vocab_size"]])
         self._matrices.save_rows()
 
     def _embedding(self) -> str:
@@ -51,7 +51,7 @@ class _Decoder:
         looked_up = self._matrices.look_up(_EMBEDDING, "input_ids", "embedding")
         if not self._architecture.scales_embedding:
             return looked_up
-        root = np.array(self._config["hidden_size"] ** 0.5, np.float32)
+        root = np.array(self._config["hidden_size"] ** 0.5, self._b.floats)
         scale = self._b.constant("embedding_scale", root)
         return self._b.node("Mul", [looked_up, scale], "embedding_scaled")
 
@@ -106,6 +106,6 @@ class _Decoder:
             self._matrices.multiply(hidden, [head], "logits")
             return
         plain = self._matrices.multiply(hidden, [head], "logits_uncapped")
-        cap = b.constant("softcap", np.array(softcap, np.float32))
+        cap = b.constant("softcap", np.array(softcap, b.floats))
         bounded = b.node("Tanh", [b.node("Div", [plain, cap], "logits_scaled")], "logits_bounded")
         b.node("Mul", [bounded, cap], "logits")

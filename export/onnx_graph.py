@@ -13,13 +13,18 @@ from onnx import TensorProto, helper
 
 _ALIGNMENT_BYTES = 4096  # so that runtimes can map weights instead of copying them
 _MICROSOFT = "com.microsoft"
+FloatType = type[np.float32] | type[np.float16]
 
 
 class GraphBuilder:
     """Collects nodes; every method that adds one returns its output's name."""
 
-    def __init__(self, data_path: Path) -> None:
-        """Open ``data_path`` for the weights; it must end up beside the model file."""
+    def __init__(self, data_path: Path, floats: FloatType = np.float32) -> None:
+        """Open ``data_path`` for the weights; it must end up beside the model file.
+
+        ``floats`` is what the graph calculates in.
+        """
+        self.floats = floats
         self._data_path = data_path
         self._data = data_path.open("wb")  # noqa: SIM115  closed by __exit__
         self._nodes: list[onnx.NodeProto] = []
@@ -58,6 +63,22 @@ class GraphBuilder:
             self._initializers.append(self._write(name, np.ascontiguousarray(array)))
             self._known.add(name)
         return name
+
+    def float_weight(self, name: str, array: NDArray[Any]) -> str:
+        """Store ``array`` as the type that the graph calculates in."""
+        return self.weight(name, array.astype(self.floats, copy=False))
+
+    def as_floats(self, value: str, stored: FloatType) -> str:
+        """Return ``value``, which is of type ``stored``, as what the graph calculates in."""
+        if stored == self.floats:
+            return value
+        converted = f"{value}.converted"
+        return converted if self.has(converted) else self._cast(value, converted)
+
+    @property
+    def float_type(self) -> int:
+        """What the graph calculates in, as ONNX numbers it."""
+        return helper.np_dtype_to_tensor_dtype(np.dtype(self.floats))
 
     def constant(self, name: str, array: NDArray[Any]) -> str:
         """Store a small ``array`` in the model file itself, once per ``name``."""
@@ -103,6 +124,9 @@ class GraphBuilder:
         helper.set_model_props(model, self._metadata)
         model_path.write_bytes(model.SerializeToString())
         onnx.checker.check_model(str(model_path))
+
+    def _cast(self, value: str, output: str) -> str:
+        return self.node("Cast", [value], output, to=self.float_type)
 
     def _add(
         self,

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from edgekd.errors import ExportError
 from edgekd.export.blocks import BITS, BLOCK_SIZE, Blocks, GridName, pack_matmul_nbits, quantize
 from edgekd.export.checkpoint import Checkpoint
-from edgekd.export.onnx_graph import GraphBuilder
+from edgekd.export.onnx_graph import FloatType, GraphBuilder
 from edgekd.export.plan import Plan
 
 # B blocks in a row, K columns, N rows
@@ -58,11 +58,8 @@ class Matrices:
         b = self._b
         grid = self._plan.grid_of(f"{name}.weight")
         if grid is None:
-            table = self._store_floats([name])
-            if self._plan.types[f"{name}.weight"] == "f32":
-                return b.node("Gather", [table, ids], output)
-            rows = b.node("Gather", [table, ids], f"{output}.stored")
-            return b.node("Cast", [rows], output, to=TensorProto.FLOAT)
+            table, stored_type = self._store_floats([name])
+            return b.as_floats(b.node("Gather", [table, ids], output), stored_type)
         codes, scales = self._store_blocks([name], grid)
         shape = self._checkpoint.shape(f"{name}.weight")
         by_block = np.array([shape[0], shape[1] // BLOCK_SIZE, 1], np.int64)
@@ -113,15 +110,12 @@ class Matrices:
         return output
 
     def _multiply_floats(self, hidden: str, names: Sequence[str], output: str) -> str:
-        """Multiply in fp32; nodes that loading folds widen and transpose the stored matrix."""
+        """Multiply by floats; nodes that loading folds convert and transpose what is stored."""
         b = self._b
-        weight = self._store_floats(names)
+        weight, stored_type = self._store_floats(names)
         transposed = f"{weight}.transposed"
         if not b.has(transposed):
-            wide = weight
-            if self._plan.types[f"{names[0]}.weight"] != "f32":
-                wide = b.node("Cast", [weight], f"{weight}.f32", to=TensorProto.FLOAT)
-            b.node("Transpose", [wide], transposed, perm=[1, 0])
+            b.node("Transpose", [b.as_floats(weight, stored_type)], transposed, perm=[1, 0])
         bias = self._bias(names)
         product = b.node("MatMul", [hidden, transposed], f"{output}.product" if bias else output)
         return b.node("Add", [product, bias], output) if bias else product
@@ -134,18 +128,16 @@ class Matrices:
             parts = [self._quantize(name, grid) for name in names]
             b.weight(codes, _stack([pack_matmul_nbits(part) for part in parts]))
             b.weight(scales, _stack([part.scales_NB.numpy() for part in parts]))
-            b.node("Cast", [scales], f"{scales}.f32", to=TensorProto.FLOAT)
-        return codes, f"{scales}.f32"
+        return codes, b.as_floats(scales, np.float16)
 
-    def _store_floats(self, names: Sequence[str]) -> str:
-        stored = self._stored_name(names)
+    def _store_floats(self, names: Sequence[str]) -> tuple[str, FloatType]:
+        """Return the name of the matrix and the type that it is stored as."""
+        stored, is_half = self._stored_name(names), self._plan.types[f"{names[0]}.weight"] == "f16"
         if not self._b.has(stored):
             parts = [self._checkpoint.tensor(f"{name}.weight").numpy() for name in names]
             weight_NK = _stack(parts)
-            if self._plan.types[f"{names[0]}.weight"] == "f16":
-                weight_NK = _to_fp16(weight_NK, stored)
-            self._b.weight(stored, weight_NK)
-        return stored
+            self._b.weight(stored, _to_fp16(weight_NK, stored) if is_half else weight_NK)
+        return stored, np.float16 if is_half else np.float32
 
     def _stored_name(self, names: Sequence[str]) -> str:
         """Return what a matrix is called in the file; of several their rows are noted."""
@@ -162,7 +154,7 @@ class Matrices:
             return None
         biases = [self._checkpoint.tensor(f"{name}.bias").numpy() for name in names]
         stored = self._stored_name(names).removesuffix("weight") + "bias"
-        return self._b.weight(stored, _stack(biases))
+        return self._b.float_weight(stored, _stack(biases))
 
     def _zero_points(self, shape: str, grid: GridName, output: str) -> str:
         """Return the stored code that means 0, for every block; folded on loading, too.

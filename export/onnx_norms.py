@@ -41,4 +41,4 @@ class Norms:
 
     def _weight(self, name: str) -> str:
         weight = self._checkpoint.tensor(f"{name}.weight").numpy()
-        return self._b.weight(f"{name}.weight", weight + self._offset)
+        return self._b.float_weight(f"{name}.weight", weight + self._offset)

@@ -1,4 +1,4 @@
-"""Write a checkpoint as an ONNX folder that ONNX Runtime and onnxruntime-genai run (``cpu``).
+"""Write a checkpoint as an ONNX folder that ONNX Runtime and onnxruntime-genai run.
 
 The graph is ours, node by node: ``MatMulNBits`` with the very blocks of the GGUF file,
 ``GroupQueryAttention`` over one shared past/present buffer, and standard operators between.
@@ -8,9 +8,11 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
+
 from edgekd.errors import ExportError
 from edgekd.export.checkpoint import TOKENIZER_FILES, Checkpoint
-from edgekd.export.genai_config import genai_config
+from edgekd.export.genai_config import Target, genai_config
 from edgekd.export.onnx_attention import n_positions
 from edgekd.export.onnx_decoder import add_decoder
 from edgekd.export.onnx_graph import GraphBuilder
@@ -22,8 +24,10 @@ _OPSET = 23  # the first with RMSNormalization
 _QUANTS = ("f32", "f16", "q8_0", "q4_0")
 
 
-def write_onnx(checkpoint: Checkpoint, plan: Plan, folder: Path) -> None:
+def write_onnx(checkpoint: Checkpoint, plan: Plan, folder: Path, target: Target = "cpu") -> None:
     """Write ``checkpoint`` into the empty ``folder`` with the types of ``plan``.
+
+    For the target ``cuda`` the graph calculates in fp16, cache and logits included.
 
     Raises:
         ExportError: the plan asks for a type that the graph does not have.
@@ -32,7 +36,8 @@ def write_onnx(checkpoint: Checkpoint, plan: Plan, folder: Path) -> None:
         raise ExportError(
             f"ONNX export knows {', '.join(_QUANTS)}; {plan.quant} has no kernels on the CPU"
         )
-    with GraphBuilder(folder / DATA_FILE) as builder:
+    floats = np.float16 if target == "cuda" else np.float32
+    with GraphBuilder(folder / DATA_FILE, floats) as builder:
         add_decoder(builder, checkpoint, plan)
         builder.save(folder / MODEL_FILE, "edgekd", _OPSET)
     for name in TOKENIZER_FILES:
@@ -40,7 +45,8 @@ def write_onnx(checkpoint: Checkpoint, plan: Plan, folder: Path) -> None:
             shutil.copyfile(checkpoint.folder / name, folder / name)
     n_tokens = n_positions(checkpoint)
     _write_json(folder / "config.json", checkpoint.config | {"max_position_embeddings": n_tokens})
-    _write_json(folder / "genai_config.json", genai_config(checkpoint, MODEL_FILE, n_tokens))
+    described = genai_config(checkpoint, MODEL_FILE, n_tokens, target)
+    _write_json(folder / "genai_config.json", described)
 
 
 def _write_json(path: Path, content: object) -> None:

@@ -69,6 +69,7 @@ class OnnxEngine:
         except Exception as error:  # the library raises a family without a common base
             raise EngineError(f"ONNX Runtime failed on {len(ids)} tokens: {error}") from error
         logits_TV: Logits = self._binding.get_outputs()[0].numpy()[0]
+        logits_TV = logits_TV.astype(np.float32, copy=False)  # of a graph in fp16
         return logits_TV if every_logit else logits_TV[-1]
 
     def rewind(self, position: int = 0) -> None:

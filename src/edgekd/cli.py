@@ -72,6 +72,9 @@ def export(
     head: Annotated[
         Literal["q8_0", "q4_0"], typer.Option(help="Of embedding and head, with q4_0.")
     ] = "q8_0",
+    target: Annotated[
+        Literal["cpu", "cuda"], typer.Option(help="Of an ONNX folder; cuda (fp16) is untested.")
+    ] = "cpu",
     revision: Revision = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -88,6 +91,7 @@ def export(
         out,
         quant=quant,
         head=head,
+        target=target,
         revision=revision,
         progress=make_progress(quiet),
     )

@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from edgekd.errors import ExportError, VerificationError
 from edgekd.export.blocks import dequantize, quantize
 from edgekd.export.checkpoint import Checkpoint, open_checkpoint
+from edgekd.export.genai_config import Target
 from edgekd.export.onnx_matrices import ROWS_KEY
-from edgekd.export.plan import make_plan
+from edgekd.export.plan import Quant, make_plan
 from edgekd.export.read_back import read_onnx_blocks
 from edgekd.export.to_onnx import MODEL_FILE, write_onnx
 from edgekd.export.verify import blocks_equal
@@ -29,6 +30,7 @@ from tests.conftest import TEXTS, save_tiny_model
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
+TARGETS: tuple[Target, ...] = ("cpu", "cuda")
 EMBEDDING = "model.embed_tokens.weight"
 
 
@@ -107,6 +109,28 @@ def test_f16_is_half_of_f32_and_every_weight_rounded_once(tiny: Checkpoint, tmp_
     found = onnx.numpy_helper.to_array(stored["model.layers.1.mlp.down_proj.weight"])
     expected = tiny.tensor("model.layers.1.mlp.down_proj.weight").half().numpy()
     np.testing.assert_array_equal(found, expected, strict=True)
+
+
+@pytest.mark.parametrize(("quant", "tolerance"), [("f32", 0.1), ("f16", 0.1), ("q4_0", 0.5)])
+def test_a_graph_for_cuda_calculates_in_fp16_with_the_same_blocks(
+    quant: Quant, tolerance: float, tiny: Checkpoint, tmp_path: Path
+) -> None:
+    ids, logits = list(range(5, 45)), {}
+    for target in TARGETS:
+        folder = tmp_path / target
+        folder.mkdir()
+        write_onnx(tiny, make_plan(tiny, quant), folder, target)
+        engine = open_model(folder, context_tokens=64).engine
+        logits[target] = engine.forward(ids, every_logit=True)
+    described = json.loads((tmp_path / "cuda" / "genai_config.json").read_text())
+    assert described["model"]["decoder"]["session_options"]["provider_options"] == [{"cuda": {}}]
+    graph = _graph(tmp_path / "cuda")
+    types = {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
+    assert types == {onnx.TensorProto.INT64, onnx.TensorProto.FLOAT16}
+    np.testing.assert_allclose(logits["cuda"], logits["cpu"], atol=tolerance)
+    blocks = [dict(read_onnx_blocks(tmp_path / target)) for target in TARGETS]
+    assert blocks[0].keys() == blocks[1].keys()
+    assert all(blocks_equal(blocks[0][name], blocks[1][name]) for name in blocks[0])
 
 
 def test_weights_too_large_for_fp16_are_refused(tmp_path: Path) -> None:
