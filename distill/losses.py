@@ -334,9 +334,7 @@ def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
         total[slab] += left[slab] @ right
 
 
-def chunk_tokens_of(
-    asked: int | None, *, compiled: bool, hidden_size: int, n_tokens: int
-) -> int:
+def chunk_tokens_of(asked: int | None, *, compiled: bool, hidden_size: int, n_tokens: int) -> int:
     """Return how many of ``n_tokens`` tokens' logits exist at a time on a CPU.
 
     Few rows, and the products spend their time on bringing the head in; so a compiled chunk has

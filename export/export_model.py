@@ -12,6 +12,7 @@ from edgekd.export.budget import Budget
 from edgekd.export.calibrate import CalibrationOptions, calibrate, describe, plan_for_budget
 from edgekd.export.checkpoint import Checkpoint, open_checkpoint, read_licence
 from edgekd.export.from_gguf import gguf_to_checkpoint, write_text_side
+from edgekd.export.genai_config import Target
 from edgekd.export.plan import HeadQuant, Plan, make_plan, parse_quant
 from edgekd.export.to_gguf import write_gguf
 from edgekd.export.to_onnx import write_onnx
@@ -38,6 +39,7 @@ def export_model(
     *,
     quant: str = "q4_0",
     head: HeadQuant = "q8_0",
+    target: Target = "cpu",
     calibration: CalibrationOptions | None = None,
     budget: Budget | None = None,
     revision: str | None = None,
@@ -45,15 +47,17 @@ def export_model(
 ) -> dict[str, Any]:
     """Write ``model`` to ``out``, verify it, and return its manifest's verification.
 
-    ``head`` is the grid of embedding and head in a q4_0 artifact; ``calibration`` says on which
-    data matrices are rounded, ``budget`` how large they may be. The artifact appears at ``out``
-    only once it has passed every check.
+    ``head`` is the grid of embedding and head in a q4_0 artifact, ``target`` what an ONNX folder
+    is written for; ``calibration`` says on which data matrices are rounded, ``budget`` how large
+    they may be. The artifact appears at ``out`` only once it has passed every check, on the CPU.
 
     Raises:
         ExportError: the model has no such form.
         VerificationError: what was written is not what it should be; ``out`` is as it was.
         OutputError: ``out`` cannot be written; it is as it was.
     """
+    if output_format == "gguf" and target != "cpu":
+        raise ExportError(f"a GGUF is the same for every device; leave --target {target} out")
     with as_checkpoint(model, revision) as checkpoint:
         architecture_of(checkpoint.config)  # before anything is written
         plan = make_plan(checkpoint, parse_quant(quant), head)
@@ -62,13 +66,14 @@ def export_model(
                 f"{len(plan.fallen)} matrices have rows that are no multiple of 256 and are stored "
                 "in a larger type than a K-quant"
             )
-        write = _export_gguf if output_format == "gguf" else _export_onnx
         options = calibration or CalibrationOptions()
         if budget is not None:
             plan = plan_for_budget(checkpoint, plan, budget, options, progress)
         with tempfile.TemporaryDirectory(prefix="edgekd-rows-") as folder:
             plan = calibrate(checkpoint, plan, options, Path(folder), progress)
-            return write(checkpoint, plan, out, progress or Silence())
+            if output_format == "gguf":
+                return _export_gguf(checkpoint, plan, out, progress or Silence())
+            return _export_onnx(checkpoint, plan, target, out, progress or Silence())
 
 
 def _export_gguf(
@@ -87,7 +92,7 @@ def _export_gguf(
 
 
 def _export_onnx(
-    checkpoint: Checkpoint, plan: Plan, out: Path, progress: Progress
+    checkpoint: Checkpoint, plan: Plan, target: Target, out: Path, progress: Progress
 ) -> dict[str, Any]:
     if (
         out.exists()
@@ -97,10 +102,11 @@ def _export_onnx(
         raise ExportError(f"{out} exists and is no ONNX folder of ours; choose another --out")
     with atomic_folder(out) as partial:
         progress.say(f"writing {out}")
-        write_onnx(checkpoint, plan, partial)
+        write_onnx(checkpoint, plan, partial, target)
         report = _verify(partial, checkpoint, plan, progress)
         files = [path for path in partial.iterdir() if path.is_file()]
-        write_manifest(manifest_path(partial), _manifest(checkpoint, plan, report, files))
+        manifest = _manifest(checkpoint, plan, report, files, target)
+        write_manifest(manifest_path(partial), manifest)
     return {"path": str(out), "bytes": size_of(out), **report}
 
 
@@ -112,7 +118,11 @@ def _verify(
 
 
 def _manifest(
-    checkpoint: Checkpoint, plan: Plan, report: dict[str, Any], files: list[Path]
+    checkpoint: Checkpoint,
+    plan: Plan,
+    report: dict[str, Any],
+    files: list[Path],
+    target: Target = "cpu",
 ) -> Manifest:
     source = {
         "role": "checkpoint",
@@ -126,6 +136,7 @@ def _manifest(
         recipe={
             "quant": plan.quant,
             "head": plan.head,
+            "target": target,
             "tensor_types": plan.types,
             **describe(plan),
         },

@@ -4,7 +4,7 @@ Initializers are written as they are added, so memory stays near the largest ten
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import onnx
@@ -13,29 +13,45 @@ from onnx import TensorProto, helper
 
 _ALIGNMENT_BYTES = 4096  # so that runtimes can map weights instead of copying them
 _MICROSOFT = "com.microsoft"
+FloatType = type[np.float32] | type[np.float16]
 
 
 class GraphBuilder:
     """Collects nodes; every method that adds one returns its output's name."""
 
-    def __init__(self, data_path: Path) -> None:
-        """Open ``data_path`` for the weights; it must end up beside the model file."""
+    def __init__(self, data_path: Path, floats: FloatType = np.float32) -> None:
+        """Open ``data_path`` for the weights; it must end up beside the model file.
+
+        ``floats`` is what the graph calculates in.
+        """
+        self.floats = floats
         self._data_path = data_path
-        self._data = data_path.open("wb")  # noqa: SIM115  closed by close()
+        self._data = data_path.open("wb")  # noqa: SIM115  closed by __exit__
         self._nodes: list[onnx.NodeProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._initializers: list[TensorProto] = []
         self._known: set[str] = set()
+        self._metadata: dict[str, str] = {}
 
-    def close(self) -> None:
-        """Close the data file, where the graph was not saved either."""
+    def __enter__(self) -> Self:
+        """Return the builder, whose data file is closed when the block ends."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close the data file."""
         self._data.close()
 
     def add_input(self, name: str, element_type: int, shape: list[str | int]) -> str:
         """Declare a graph input."""
         self._inputs.append(helper.make_tensor_value_info(name, element_type, shape))
         return name
+
+    def add_optional_input(self, name: str, default: NDArray[Any]) -> str:
+        """Declare a graph input that runtimes may leave out, with what it then is."""
+        element_type = helper.np_dtype_to_tensor_dtype(default.dtype)
+        self.add_input(name, element_type, list(default.shape))
+        return self.constant(name, default)
 
     def add_output(self, name: str, element_type: int, shape: list[str | int]) -> None:
         """Declare a graph output; some node must produce ``name``."""
@@ -48,12 +64,32 @@ class GraphBuilder:
             self._known.add(name)
         return name
 
+    def float_weight(self, name: str, array: NDArray[Any]) -> str:
+        """Store ``array`` as the type that the graph calculates in."""
+        return self.weight(name, array.astype(self.floats, copy=False))
+
+    def as_floats(self, value: str, stored: FloatType) -> str:
+        """Return ``value``, which is of type ``stored``, as what the graph calculates in."""
+        if stored == self.floats:
+            return value
+        converted = f"{value}.converted"
+        return converted if self.has(converted) else self._cast(value, converted)
+
+    @property
+    def float_type(self) -> int:
+        """What the graph calculates in, as ONNX numbers it."""
+        return helper.np_dtype_to_tensor_dtype(np.dtype(self.floats))
+
     def constant(self, name: str, array: NDArray[Any]) -> str:
         """Store a small ``array`` in the model file itself, once per ``name``."""
         if name not in self._known:
             self._initializers.append(onnx.numpy_helper.from_array(array, name))
             self._known.add(name)
         return name
+
+    def add_metadata(self, key: str, value: str) -> None:
+        """Add a text to the model file that no runtime interprets."""
+        self._metadata[key] = value
 
     def has(self, name: str) -> bool:
         """Return whether a value called ``name`` was made already."""
@@ -75,7 +111,7 @@ class GraphBuilder:
 
     def save(self, model_path: Path, name: str, opset: int) -> None:
         """Check the graph and write it to ``model_path``."""
-        self.close()
+        self._data.flush()
         graph = helper.make_graph(
             self._nodes, name, self._inputs, self._outputs, self._initializers
         )
@@ -85,8 +121,12 @@ class GraphBuilder:
             producer_name="edgekd",
             ir_version=11,
         )
+        helper.set_model_props(model, self._metadata)
         model_path.write_bytes(model.SerializeToString())
         onnx.checker.check_model(str(model_path))
+
+    def _cast(self, value: str, output: str) -> str:
+        return self.node("Cast", [value], output, to=self.float_type)
 
     def _add(
         self,

@@ -3,6 +3,7 @@
 GGUF goes through our header reader and plain file reads, ONNX through the onnx package.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
+from edgekd.errors import VerificationError
 from edgekd.export.architectures import deinterleave_rows
 from edgekd.export.blocks import BITS, Blocks, GridName, pack_gguf, unpack_gguf, unpack_matmul_nbits
 from edgekd.export.checkpoint import Checkpoint
 from edgekd.export.k_quants import K_TYPES
+from edgekd.export.onnx_matrices import ROWS_KEY
 from edgekd.export.to_onnx import MODEL_FILE
 from edgekd.runtime.gguf_header import read_gguf_header
 from edgekd.runtime.model_kind import ModelKind, detect_kind
@@ -38,20 +41,25 @@ def read_gguf_rows(path: Path, checkpoint: Checkpoint) -> Iterator[tuple[str, ND
 
 
 def read_onnx_blocks(folder: Path) -> Iterator[tuple[str, Blocks]]:
-    """Yield checkpoint name and blocks of every quantized matrix in the ONNX ``folder``."""
+    """Yield checkpoint name and blocks of every quantized matrix in the ONNX ``folder``.
+
+    A matrix of several is cut into its parts, by the rows noted in the model.
+
+    Raises:
+        VerificationError: the noted rows are not those that the file holds.
+    """
     model = onnx.load(str(folder / MODEL_FILE))
     arrays = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type != "MatMulNBits":
-            continue
-        bits = next(a.i for a in node.attribute if a.name == "bits")
-        name = node.input[1].removesuffix(".codes")
-        packed = onnx.numpy_helper.to_array(arrays[f"{name}.codes"])
-        scales_NB = onnx.numpy_helper.to_array(arrays[f"{name}.scales"])
-        points = arrays.get(f"{name}.zero_points")
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    rows = json.loads(metadata.get(ROWS_KEY, "{}"))
+    for stored, bits in _quantized_matrices(model).items():
+        packed = onnx.numpy_helper.to_array(arrays[f"{stored}.codes"])
+        scales_NB = onnx.numpy_helper.to_array(arrays[f"{stored}.scales"])
+        points = arrays.get(f"{stored}.zero_points")
         packed_points = None if points is None else onnx.numpy_helper.to_array(points)
         grid: GridName = "q8_0" if bits == 8 else "q4_0" if points is None else "q4_1"
-        yield name, unpack_matmul_nbits(packed, scales_NB, grid, packed_points)
+        blocks = unpack_matmul_nbits(packed, scales_NB, grid, packed_points)
+        yield from _parts(blocks, rows.get(stored) or {stored: len(packed)})
 
 
 def read_rows(artifact: Path, checkpoint: Checkpoint) -> Iterator[tuple[str, NDArray[np.uint8]]]:
@@ -81,3 +89,27 @@ def _gguf_rows(path: Path, checkpoint: Checkpoint) -> Iterator[tuple[str, str, N
         if n_rotated := architecture.rotated_heads(name, n_heads, n_groups):
             rows = deinterleave_rows(rows, n_rotated)
         yield name, stored, rows.numpy()
+
+
+def _quantized_matrices(model: onnx.ModelProto) -> dict[str, int]:
+    """Return name and bits of every matrix that is multiplied by or looked up in."""
+    codes_input = {"MatMulNBits": 1, "GatherBlockQuantized": 0}
+    found = {}
+    for node in model.graph.node:
+        if node.op_type in codes_input:
+            name = node.input[codes_input[node.op_type]].removesuffix(".codes")
+            found[name] = next(a.i for a in node.attribute if a.name == "bits")
+    return found
+
+
+def _parts(blocks: Blocks, rows: dict[str, int]) -> Iterator[tuple[str, Blocks]]:
+    if sum(rows.values()) != len(blocks.codes_NBK):
+        raise VerificationError(
+            f"a matrix of {len(blocks.codes_NBK)} rows is said to hold {rows}; export it again"
+        )
+    end = 0
+    for name, n_rows in rows.items():
+        part = slice(end, end + n_rows)
+        mins_NB = None if blocks.mins_NB is None else blocks.mins_NB[part]
+        yield name, Blocks(blocks.grid, blocks.codes_NBK[part], blocks.scales_NB[part], mins_NB)
+        end += n_rows

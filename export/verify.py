@@ -174,9 +174,6 @@ def check_blocks(artifact: Path, checkpoint: Checkpoint, plan: Plan) -> int:
     for name, grid in plan.grids().items():
         expected = matrix_blocks(checkpoint, name, grid, plan.kept)
         stored = found.get(name)
-        is_lookup_only = name == "model.embed_tokens.weight" and not checkpoint.is_tied
-        if stored is None and is_lookup_only and detect_kind(artifact) is ModelKind.ONNX:
-            continue
         if stored is None or not blocks_equal(stored, expected):
             raise VerificationError(
                 f"{artifact.name}: matrix {name} is not the checkpoint's on {grid}"

@@ -69,12 +69,15 @@ def export(
     quant: Annotated[
         str,
         typer.Option(
-            help="f32, q8_0, q4_0 (int4), q4_1; GGUF also f16, bf16, q4_k_m, q5_k_m, q6_k."
+            help="f32, f16, q8_0 (int8), q4_0 (int4), q4_1; GGUF also bf16, q4_k_m, q5_k_m, q6_k."
         ),
     ] = "q4_0",
     head: Annotated[
         Literal["q8_0", "q4_0"], typer.Option(help="Of embedding and head, with q4_0 and q4_1.")
     ] = "q8_0",
+    target: Annotated[
+        Literal["cpu", "cuda"], typer.Option(help="Of an ONNX folder; cuda (fp16) is untested.")
+    ] = "cpu",
     calibrate: Annotated[
         Path | None,
         typer.Option(help="Text to round on: GPTQ for q4_0, else an importance matrix."),
@@ -115,6 +118,7 @@ def export(
         out,
         quant=quant,
         head=head,
+        target=target,
         calibration=CalibrationOptions(
             text=calibrate,
             n_tokens=calibrate_tokens,

@@ -22,7 +22,7 @@ from edgekd.runtime.gguf_header import read_gguf_header
     ("output_format", "quant"),
     [
         *[("gguf", quant) for quant in ("f16", "bf16", "q8_0", "q4_0", "q4_1")],
-        *[("onnx", quant) for quant in ("f32", "q4_0")],
+        *[("onnx", quant) for quant in ("f32", "f16", "q8_0", "q4_0")],
     ],
 )
 def test_an_export_passes_its_own_checks_and_leaves_a_manifest(

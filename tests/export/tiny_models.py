@@ -54,6 +54,7 @@ GEMMA3 = {
         "sliding_attention": {"rope_type": "default", "rope_theta": 5_000.0},
     },
 }
+PHI4 = {"num_attention_heads": 2, "num_key_value_heads": 1, "partial_rotary_factor": 0.5}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama tied": ("Llama", {"tie_word_embeddings": True}),
     "llama3 rope": ("Llama", {"rope_parameters": LLAMA3_ROPE}),
@@ -66,7 +67,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("Gemma3", {**GEMMA3, "tie_word_embeddings": True}),
     "gemma3 softcap": ("Gemma3", {**GEMMA3, "final_logit_softcapping": 5.0}),
     "phi3": ("Phi3", {"sliding_window": None}),
-    "phi4": ("Phi3", {"partial_rotary_factor": 0.5, "tie_word_embeddings": True}),
+    "phi4": ("Phi3", {**PHI4, "tie_word_embeddings": True}),
 }
 
 LONG_ROPE = {

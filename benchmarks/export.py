@@ -1,0 +1,198 @@
+"""What an export costs and what its file is worth, beside onnxruntime-genai's model builder.
+
+    python benchmarks/export.py --model CHECKPOINT --out benchmarks/results/export.json
+
+Exports: every command in a process of its own, from start to end with its imports, in turns;
+peak memory is that process's. "edgekd" verifies what it writes against the checkpoint, which the
+builder does not do; "edgekd, unverified" stops before that, as the builder does. Sizes are those of
+graph and weights, without the tokenizer.
+
+Decoding: the files in turns in one process, both in onnxruntime-genai, and ours also in edgekd's
+engine; ratios are those of neighbouring turns. Files are compared at equal bits: 4 in all matrices,
+the embedding included, blocks of 32, int8 activations. Not measured: quality.
+"""
+
+import argparse
+import gc
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from record import record
+
+from edgekd.export.checkpoint import open_checkpoint
+from edgekd.runtime.bench_worker import prompt_ids
+from edgekd.runtime.stats import summarise
+from edgekd.runtime.tokenizer import FileTokenizer
+
+N_PROMPT, N_DECODE, CONTEXT_TOKENS = 64, 64, 256
+OURS, OURS_UNVERIFIED, BUILDER = "edgekd", "edgekd, unverified", "genai builder"
+
+
+def ours(model: Path, out: Path) -> list[str]:
+    """Return the command of a user."""
+    command = [sys.executable, "-m", "edgekd", "export", str(model), "--format", "onnx"]
+    return [*command, "--quant", "q4_0", "--head", "q4_0", "--out", str(out), "--quiet"]
+
+
+def ours_unverified(model: Path, out: Path) -> list[str]:
+    """Return a command that only writes."""
+    return [sys.executable, __file__, "--model", str(model), "--write-only", str(out)]
+
+
+def genai_builder(model: Path, out: Path) -> list[str]:
+    """Return the builder's command for a checkpoint on disk."""
+    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", "unused"]
+    paths = ["-i", str(model), "-o", str(out), "-c", str(out.with_name("builder-cache"))]
+    return [*command, *paths, "-p", "int4", "-e", "cpu"]
+
+
+EXPORTS: Mapping[str, Callable[[Path, Path], list[str]]] = {
+    OURS: ours,
+    OURS_UNVERIFIED: ours_unverified,
+    BUILDER: genai_builder,
+}
+
+
+def measure_exports(model: Path, folder: Path, rounds: int) -> dict[str, dict[str, Any]]:
+    """Run every export ``rounds`` times in turns; the last files stay in ``folder``."""
+    runs: dict[str, list[tuple[float, int]]] = {name: [] for name in EXPORTS}
+    for number in range(rounds):
+        for name in in_turn(list(EXPORTS), number):
+            runs[name].append(_run(EXPORTS[name](model, folder / name)))
+    return {
+        name: {
+            "seconds": asdict(summarise([seconds for seconds, _ in found])),
+            "peak_rss_bytes": max(rss_bytes for _, rss_bytes in found),
+            "file_bytes": sum(path.stat().st_size for path in (folder / name).glob("*.onnx*")),
+        }
+        for name, found in runs.items()
+    }
+
+
+def measure_decoding(model: Path, folder: Path, rounds: int) -> dict[str, Any]:
+    """Return tokens per second of our file and of the builder's, in turns."""
+    ids = prompt_ids(FileTokenizer(model), N_PROMPT)
+    turns = {
+        f"{OURS} in genai": genai_turn(folder / OURS, ids),
+        f"{BUILDER} in genai": genai_turn(folder / BUILDER, ids),
+        f"{OURS} in edgekd": edgekd_turn(folder / OURS, ids),
+    }
+    speeds: dict[str, list[float]] = {name: [] for name in turns}
+    gc.disable()
+    for number in range(-1, rounds):  # the first warms up
+        for name in in_turn(list(turns), number):
+            seconds = turns[name]()
+            if number >= 0:
+                speeds[name].append(N_DECODE / seconds)
+    theirs = speeds[f"{BUILDER} in genai"]
+    return {
+        name: {
+            "tokens_per_s": asdict(summarise(found)),
+            "ratio_to_builder": asdict(
+                summarise([a / b for a, b in zip(found, theirs, strict=True)])
+            ),
+        }
+        for name, found in speeds.items()
+    }
+
+
+def genai_turn(folder: Path, ids: Sequence[int]) -> Callable[[], float]:
+    """Return a function that continues ``ids`` greedily and returns the seconds it decoded."""
+    import onnxruntime_genai as og
+
+    model = og.Model(str(folder))
+
+    def turn() -> float:
+        params = og.GeneratorParams(model)
+        # A minimum, or an end token would cut the turn short.
+        lengths = {"max_length": CONTEXT_TOKENS, "min_length": CONTEXT_TOKENS}
+        params.set_search_options(do_sample=False, **lengths)
+        generator = og.Generator(model, params)
+        generator.append_tokens(list(ids))
+        generator.generate_next_token()  # comes from the prompt
+        start_s = time.perf_counter()
+        for _ in range(N_DECODE):
+            generator.generate_next_token()
+        return time.perf_counter() - start_s
+
+    return turn
+
+
+def edgekd_turn(folder: Path, ids: Sequence[int]) -> Callable[[], float]:
+    """Return the same function of our engine."""
+    from edgekd.runtime.loading import open_model
+
+    engine = open_model(folder, context_tokens=CONTEXT_TOKENS).engine
+
+    def turn() -> float:
+        engine.rewind()
+        token_id = int(engine.forward(ids).argmax())
+        start_s = time.perf_counter()
+        for _ in range(N_DECODE):
+            token_id = int(engine.forward([token_id]).argmax())
+        return time.perf_counter() - start_s
+
+    return turn
+
+
+def in_turn(names: list[str], number: int) -> list[str]:
+    """Return ``names``, every other time backwards, so that none is always first."""
+    return names if number % 2 == 0 else names[::-1]
+
+
+def write_only(model: Path, out: Path) -> None:
+    """Write what :func:`ours` writes, without a check and without a manifest."""
+    from edgekd.export.plan import make_plan
+    from edgekd.export.to_onnx import write_onnx
+
+    checkpoint = open_checkpoint(model)
+    out.mkdir(exist_ok=True)
+    write_onnx(checkpoint, make_plan(checkpoint, "q4_0", "q4_0"), out)
+
+
+def _run(command: Sequence[str]) -> tuple[float, int]:
+    """Return wall-clock seconds and peak resident bytes of ``command``."""
+    start_s = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr
+    complaint = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)}: {complaint.decode()[-2000:]}")
+    unit_bytes = 1 if sys.platform == "darwin" else 1024
+    return time.perf_counter() - start_s, usage.ru_maxrss * unit_bytes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=5, help="of the exports")
+    parser.add_argument("--decode-rounds", type=int, default=20)
+    parser.add_argument("--write-only", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    if arguments.write_only:
+        write_only(arguments.model, arguments.write_only)
+        return
+    with tempfile.TemporaryDirectory() as holder:
+        exports = measure_exports(arguments.model, Path(holder), arguments.rounds)
+        decoding = measure_decoding(arguments.model, Path(holder), arguments.decode_rounds)
+    tokens = {"prompt_tokens": N_PROMPT, "decoded_tokens": N_DECODE}
+    result = {
+        "model_sha256": open_checkpoint(arguments.model).weights_sha256(),
+        "exports": exports,
+        "decoding": {**tokens, "rows": decoding},
+    }
+    record(result, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

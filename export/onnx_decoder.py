@@ -1,0 +1,111 @@
+"""The ONNX graph of a decoder, node by node from token ids to logits."""
+
+import numpy as np
+from onnx import TensorProto
+
+from edgekd.export.checkpoint import Checkpoint
+from edgekd.export.onnx_attention import Attention
+from edgekd.export.onnx_graph import GraphBuilder
+from edgekd.export.onnx_matrices import Matrices
+from edgekd.export.onnx_norms import Norms
+from edgekd.export.plan import Plan
+
+# B batch, S new tokens, H hidden
+
+_EMBEDDING = "model.embed_tokens"
+_ALL = np.iinfo(np.int64).max
+
+
+def add_decoder(builder: GraphBuilder, checkpoint: Checkpoint, plan: Plan) -> None:
+    """Add inputs, nodes, weights and outputs of ``checkpoint`` to the empty ``builder``."""
+    _Decoder(builder, checkpoint, plan).add()
+
+
+class _Decoder:
+    """What the parts of the graph have in common."""
+
+    def __init__(self, builder: GraphBuilder, checkpoint: Checkpoint, plan: Plan) -> None:
+        self._b = builder
+        self._checkpoint = checkpoint
+        self._config = checkpoint.config
+        self._architecture = checkpoint.architecture
+        self._matrices = Matrices(builder, checkpoint, plan)
+        self._norms = Norms(builder, checkpoint)
+
+    def add(self) -> None:
+        b = self._b
+        b.add_input("input_ids", TensorProto.INT64, ["batch", "sequence"])
+        b.add_input("attention_mask", TensorProto.INT64, ["batch", "total"])
+        b.add_optional_input("logits_to_keep", np.array([_ALL], np.int64))
+        attention = Attention(b, self._checkpoint, self._matrices, self._norms)
+        residual, added = self._embedding(), None
+        for layer in range(self._checkpoint.n_layers):
+            residual, added = self._layer(attention, residual, added, layer)
+        normed, _ = self._norms.norm_sum(residual, added, "model.norm")
+        self._head(self._last_positions(normed))
+        b.add_output("logits", b.float_type, ["batch", "kept", self._config["vocab_size"]])
+        self._matrices.save_rows()
+
+    def _embedding(self) -> str:
+        """Look the tokens up; Gemma multiplies by the root of the hidden size."""
+        looked_up = self._matrices.look_up(_EMBEDDING, "input_ids", "embedding")
+        if not self._architecture.scales_embedding:
+            return looked_up
+        root = np.array(self._config["hidden_size"] ** 0.5, self._b.floats)
+        scale = self._b.constant("embedding_scale", root)
+        return self._b.node("Mul", [looked_up, scale], "embedding_scaled")
+
+    def _layer(
+        self, attention: Attention, residual: str, added: str | None, layer: int
+    ) -> tuple[str, str]:
+        """Return the residual stream and what is still to be added to it."""
+        prefix, has_post_norms = f"model.layers.{layer}", self._architecture.has_post_norms
+        normed, residual = self._norms.norm_sum(residual, added, f"{prefix}.input_layernorm")
+        attended = attention.add(normed, layer)
+        before_mlp = "post_attention_layernorm"
+        if has_post_norms:
+            attended = self._norms.norm(attended, f"{prefix}.post_attention_layernorm")
+            before_mlp = "pre_feedforward_layernorm"
+        normed, residual = self._norms.norm_sum(residual, attended, f"{prefix}.{before_mlp}")
+        fed = self._mlp(normed, f"{prefix}.mlp")
+        if has_post_norms:
+            fed = self._norms.norm(fed, f"{prefix}.post_feedforward_layernorm")
+        return residual, fed
+
+    def _mlp(self, normed: str, prefix: str) -> str:
+        b, multiply = self._b, self._matrices.multiply
+        is_stored_together = self._architecture.has_fused_weights
+        names = ("gate_up_proj",) if is_stored_together else ("gate_proj", "up_proj")
+        together = multiply(normed, [f"{prefix}.{name}" for name in names], f"{prefix}.gate_up")
+        sizes = b.constant("mlp_sizes", np.array([self._config["intermediate_size"]] * 2))
+        gate, up = b.split(together, sizes, [f"{prefix}.gate", f"{prefix}.up"])
+        gated = b.node("Mul", [self._activate(gate, prefix), up], f"{prefix}.gated")
+        return multiply(gated, [f"{prefix}.down_proj"], f"{prefix}.output")
+
+    def _activate(self, gate: str, prefix: str) -> str:
+        b = self._b
+        if self._architecture.activation == "gelu_tanh":
+            return b.node("Gelu", [gate], f"{prefix}.gelu", approximate="tanh")
+        sigmoid = b.node("Sigmoid", [gate], f"{prefix}.sigmoid")
+        return b.node("Mul", [gate, sigmoid], f"{prefix}.silu")
+
+    def _last_positions(self, hidden: str) -> str:
+        """Keep the last ``logits_to_keep`` positions, so that prefill skips most of the head."""
+        b = self._b
+        start = b.node("Neg", ["logits_to_keep"], "first_kept")
+        end = b.constant("no_end", np.array([_ALL], np.int64))
+        axis = b.constant("axis_sequence", np.array([1], np.int64))
+        return b.node("Slice", [hidden, start, end, axis], "kept_hidden")
+
+    def _head(self, hidden: str) -> None:
+        """Multiply by the head, and cap the logits where the model does."""
+        b = self._b
+        head = _EMBEDDING if self._checkpoint.is_tied else "lm_head"
+        softcap = self._config.get("final_logit_softcapping")
+        if softcap is None:
+            self._matrices.multiply(hidden, [head], "logits")
+            return
+        plain = self._matrices.multiply(hidden, [head], "logits_uncapped")
+        cap = b.constant("softcap", np.array(softcap, b.floats))
+        bounded = b.node("Tanh", [b.node("Div", [plain, cap], "logits_scaled")], "logits_bounded")
+        b.node("Mul", [bounded, cap], "logits")
