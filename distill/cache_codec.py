@@ -111,12 +111,20 @@ def decode(records: Records, temperatures: tuple[float, ...], temperature: float
     spread_PK = _spread(records.top_ids_E.astype(np.int64), n_top_P, 0)
     top_ids_PK[:, : spread_PK.shape[1]] = spread_PK
     tail_ids_PM = _spread(records.tail_ids_E.astype(np.int64), n_tail_P, 0)
+    tail_weights_PM = _merge(tail_ids_PM, tail_weights_PM)
     return Sparse(
         np.concatenate([top_ids_PK, tail_ids_PM], 1),
         np.concatenate([top_weights_PK, tail_weights_PM], 1).astype(np.float32),
         (_ENTROPY_STEP * records.entropy_PT[:, index]).astype(np.float32),
         rest_P.astype(np.float32),
     )
+
+
+def _merge(ids_PM: NDArray[np.int64], weights_PM: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return weights with those of a token that was drawn several times at its first place."""
+    is_same_PMM = ids_PM[:, :, None] == ids_PM[:, None, :]
+    is_first_PM = ~np.tril(is_same_PMM, -1).any(-1)
+    return np.where(is_first_PM, (is_same_PMM * weights_PM[:, None, :]).sum(-1), 0.0)
 
 
 def top_log_p(records: Records) -> NDArray[np.float64]:

@@ -8,7 +8,7 @@ import torch
 from edgekd.distill.cache_codec import Sparse, decode
 from edgekd.distill.cache_format import LogitCache, Records, sample_key
 from edgekd.distill.data import Document
-from edgekd.distill.losses import LossOptions, Measure, Target
+from edgekd.distill.losses import Entries, LossOptions, Measure, Measured, Target
 from edgekd.distill.model import Batch
 from edgekd.distill.packing import Row
 from edgekd.distill.recipe import Recipe
@@ -153,19 +153,25 @@ def measure_cached(
     entropy_C: torch.Tensor,
     rest_C: torch.Tensor,
     options: LossOptions,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return forward KL [C] and its gradient [C, V]; ``rest_C`` is learned as one sum."""
+) -> Measured:
+    """Return forward KL [C] and its gradient; ``rest_C`` is learned as one sum.
+
+    An id has one weight; where that is 0 the entry stands for nothing.
+    """
     weights_CE = weights_CE.to(student_CV.dtype)
     scaled_CV = student_CV / options.temperature
     largest_C1 = scaled_CV.amax(-1, keepdim=True)
-    exponentials_CV = (scaled_CV - largest_C1).exp()
-    total_C1 = exponentials_CV.sum(-1, keepdim=True)
-    log_q_CE = scaled_CV.gather(1, ids_CE) - largest_C1 - total_C1.log()
+    log_z_C1 = largest_C1 + (scaled_CV - largest_C1).exp().sum(-1, keepdim=True).log()
     is_entry_CE = weights_CE > 0
-    rest_q_C = (1 - (log_q_CE.exp() * is_entry_CE).sum(-1)).clamp(min=1e-9)
+    ids_CE = torch.where(is_entry_CE, ids_CE, ids_CE[:, :1])
+    log_q_CE = scaled_CV.gather(1, ids_CE) - log_z_C1
+    q_CE = log_q_CE.exp()
+    rest_q_C = (1 - (q_CE * is_entry_CE).sum(-1)).clamp(min=1e-9)
     value_C = -(weights_CE * log_q_CE).sum(-1) - rest_C * rest_q_C.log() - entropy_C
     pull_C1 = (rest_C / rest_q_C)[:, None]
-    factor_C1 = weights_CE.sum(-1, keepdim=True) + rest_C[:, None] - pull_C1
-    correction_CE = pull_C1 * log_q_CE.exp() * is_entry_CE - weights_CE
-    grad_CV = exponentials_CV * (factor_C1 / total_C1)
-    return value_C, grad_CV.scatter_add(1, ids_CE, correction_CE)
+    mass_C1 = weights_CE.sum(-1, keepdim=True) + rest_C[:, None]
+    entry_CE = q_CE * mass_C1 - weights_CE
+    entry_CE = torch.where(is_entry_CE, entry_CE, entry_CE[:, :1])
+    # Not the exponentials above: a compiler would store [C, V] of them, which costs more than exp.
+    grad_CV = (scaled_CV - log_z_C1).exp() * (mass_C1 - pull_C1)
+    return Measured(value_C, grad_CV, Entries(ids_CE, entry_CE))

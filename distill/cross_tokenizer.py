@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from edgekd.distill.data import Document
-from edgekd.distill.losses import LossOptions, Measure, Target
+from edgekd.distill.losses import LossOptions, Measure, Measured, Target
 from edgekd.distill.model import Batch, OnlineTeacher
 from edgekd.distill.packing import Row, pack
 from edgekd.distill.trainer import collate
@@ -118,7 +118,7 @@ class CrossTeacher:
 
 def measure_ranks(
     student_CV: torch.Tensor, teacher_CW: torch.Tensor, options: LossOptions
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> Measured:
     """Return half the L1 distance of the sorted probabilities [C], and its gradient [C, V].
 
     The first ranks one by one, all others as one sum.
@@ -132,7 +132,7 @@ def measure_ranks(
     rest_C1 = -difference_CK.sum(-1, keepdim=True)  # both sum to one
     value_C = (difference_CK.abs().sum(-1) + rest_C1.squeeze(1).abs()) / 2
     slope_CV = (rest_C1.sign() / 2).expand_as(q_CV).scatter(1, index_CK, difference_CK.sign() / 2)
-    return value_C, q_CV * (slope_CV - (q_CV * slope_CV).sum(-1, keepdim=True))
+    return Measured(value_C, q_CV * (slope_CV - (q_CV * slope_CV).sum(-1, keepdim=True)))
 
 
 def _places(aligned: Aligned, row: int, start: int) -> list[tuple[int, int]]:

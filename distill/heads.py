@@ -64,15 +64,18 @@ def matmul_fp32(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 class Buffers:
-    """One [C, V] float32 buffer for the products of all chunks: fresh pages cost time."""
+    """One [C, V] buffer for the products of all chunks: fresh pages cost time."""
 
     def __init__(self) -> None:
         """Begin without a buffer."""
         self._buffer: torch.Tensor | None = None
 
     def product(self, hidden_CH: torch.Tensor, head_HV: torch.Tensor) -> torch.Tensor:
-        """Return the product in the buffer, which the next call overwrites."""
-        if hidden_CH.dtype == torch.bfloat16:
+        """Return the product in the buffer, which the next call overwrites.
+
+        It has the inputs' precision, but for bf16 on CUDA, where it is float32.
+        """
+        if hidden_CH.dtype == torch.bfloat16 and hidden_CH.is_cuda:
             return matmul_fp32(hidden_CH, head_HV)
         n_rows, n_columns = len(hidden_CH), head_HV.shape[1]
         if self._buffer is None or len(self._buffer) < n_rows:
@@ -81,3 +84,8 @@ class Buffers:
             )
         with torch.no_grad():
             return torch.mm(hidden_CH, head_HV, out=self._buffer[:n_rows])
+
+
+def as_float(product_CV: torch.Tensor) -> torch.Tensor:
+    """Return float32 of bf16; all else as it is."""
+    return product_CV.float() if product_CV.dtype == torch.bfloat16 else product_CV

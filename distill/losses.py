@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 
 from edgekd.distill.divergences import DIVERGENCES, USES_MIX
-from edgekd.distill.heads import Buffers, HeadPrecision, HeadShape, matmul_fp32
+from edgekd.distill.heads import Buffers, HeadPrecision, HeadShape, as_float, matmul_fp32
 from edgekd.distill.recipe import DivergenceName
 from edgekd.errors import RecipeError
 
-# N tokens, C tokens of one chunk, H hidden of student or teacher, V common vocabulary
+# N tokens, C tokens of one chunk, H hidden of student or teacher, V common vocabulary, E entries
 
 # Uncompiled, some ten temporaries of a chunk's logits come and go; small ones keep their pages.
 _PLAIN_CHUNK_TOKENS = 128
@@ -91,7 +91,28 @@ class LossParts(NamedTuple):
     """Cross entropy with the labels; 0 where they have no weight."""
 
 
-Measure = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+class Entries(NamedTuple):
+    """What the gradient is at a few places of every row, where it is not what all others are.
+
+    A place that is listed twice has the same value both times.
+    """
+
+    ids_CE: torch.Tensor
+    grad_CE: torch.Tensor
+
+
+class Measured(NamedTuple):
+    """How far the student is from the teacher."""
+
+    value_C: torch.Tensor
+    """The divergence of each position."""
+    grad_CV: torch.Tensor
+    """With respect to logits / T."""
+    entries: Entries | None = None
+    """Replace what ``grad_CV`` says there."""
+
+
+Measure = Callable[..., Measured]
 
 
 class Target(Protocol):
@@ -100,9 +121,8 @@ class Target(Protocol):
     weights_N: torch.Tensor | None
     """Of each position, where they are not all 1."""
     measure: Measure
-    """Takes the student's logits [C, V], what ``chunk`` returns, and the options; returns the
-    divergence [C] and its gradient [C, V] with respect to logits / T. A module's function, so that
-    it is compiled once."""
+    """Takes the student's logits [C, V], what ``chunk`` returns, and the options. A module's
+    function, so that it is compiled once."""
 
     def chunk(self, rows: slice, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
         """Return what is known of the teacher at ``rows``; products are made in ``dtype``."""
@@ -185,8 +205,8 @@ def held_out_figures(
             sums[[0, 2]] = torch.nan
             continue
         sums[2] += (student_CV.argmax(-1) == first_C).sum()
-        value_C, _ = target.measure(student_CV, *target.chunk(rows, dtype), options)
-        sums[0] += value_C.sum(dtype=torch.float64)
+        measured = target.measure(student_CV, *target.chunk(rows, dtype), options)
+        sums[0] += measured.value_C.sum(dtype=torch.float64)
     n_positions = torch.tensor(len(labels_N), dtype=torch.float64, device=sums.device)
     return sums[0], sums[1], sums[2], n_positions
 
@@ -206,9 +226,13 @@ class _Task:
         measure = None
         if self.target is not None and self.options.hard_label_weight < 1:
             known, measure = self.target.chunk(rows, dtype), self.target.measure
-        labels_C, weights_C = self.labels_N[rows], self.weights_N[rows].to(product_CV.dtype)
+        labels_C, weights_C = self.labels_N[rows], self.weights_N[rows].to(_sum_dtype(product_CV))
         body = fused(_chunk_body, self.options.compiled)
-        sums: torch.Tensor = body(product_CV, labels_C, weights_C, known, measure, self.options)
+        sums: torch.Tensor
+        sums, entries = body(product_CV, labels_C, weights_C, known, measure, self.options)
+        if entries is not None:  # outside of what is compiled, where it would copy the product
+            rows_C1 = torch.arange(len(product_CV), device=product_CV.device)[:, None]
+            product_CV[rows_C1, entries.ids_CE] = entries.grad_CE.to(product_CV.dtype)
         return sums
 
 
@@ -219,37 +243,47 @@ def _chunk_body(
     known: tuple[torch.Tensor, ...],
     measure: Measure | None,
     options: LossOptions,
-) -> torch.Tensor:
-    """Everything between the matrix products, so that a compiler can fuse it."""
-    student_CV = options.student_shape.shape(product_CV)
-    sums = []
+) -> tuple[torch.Tensor, Entries | None]:
+    """Everything between the matrix products, so that a compiler can fuse it.
+
+    Turns the product into its gradient, but for the entries that are returned with the sums.
+    """
+    student_CV = options.student_shape.shape(as_float(product_CV))
+    zero = torch.zeros((), dtype=torch.float64, device=product_CV.device)
+    sums = [zero, zero]
     grad_CV: torch.Tensor | float = 0.0
+    entries = None
     if measure is not None:
-        value_C, soft_CV = measure(student_CV, *known, options)
-        sums.append((value_C * weights_C).sum(dtype=torch.float64))
-        factor = options.soft_factor / options.temperature
-        grad_CV = soft_CV * (weights_C * factor)[:, None]
-    else:
-        sums.append(torch.zeros((), dtype=torch.float64, device=product_CV.device))
+        value_C, soft_CV, entries = measure(student_CV, *known, options)
+        sums[0] = (value_C * weights_C).sum(dtype=torch.float64)
+        scale_C1 = (weights_C * (options.soft_factor / options.temperature))[:, None]
+        grad_CV = soft_CV * scale_C1
+        entries = entries and Entries(entries.ids_CE, entries.grad_CE * scale_C1)
     if options.hard_label_weight > 0:
         value_C, hard_CV = _cross_entropy(student_CV, labels_C)
-        sums.append((value_C * weights_C).sum(dtype=torch.float64))
-        grad_CV = grad_CV + hard_CV * (weights_C * options.hard_label_weight)[:, None]
-    else:
-        sums.append(torch.zeros((), dtype=torch.float64, device=product_CV.device))
+        sums[1] = (value_C * weights_C).sum(dtype=torch.float64)
+        hard_CV = hard_CV * (weights_C * options.hard_label_weight)[:, None]
+        grad_CV = grad_CV + hard_CV
+        entries = entries and entries._replace(
+            grad_CE=entries.grad_CE + hard_CV.gather(1, entries.ids_CE)
+        )
     assert isinstance(grad_CV, torch.Tensor)
+    if entries is not None:
+        logits_CE = student_CV.gather(1, entries.ids_CE)
+        grad_CE = options.student_shape.unshape(entries.grad_CE, logits_CE)
+        entries = Entries(entries.ids_CE, grad_CE)
     product_CV.copy_(options.student_shape.unshape(grad_CV, student_CV))
-    return torch.stack(sums)
+    return torch.stack(sums), entries
 
 
 def measure_online(
     student_CV: torch.Tensor, teacher_CV: torch.Tensor, options: LossOptions
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> Measured:
     """Return the divergence [C] from the teacher's product, and its gradient [C, V]."""
     log_q_CV = (student_CV / options.temperature).log_softmax(-1)
-    teacher_CV = options.teacher_shape.shape(teacher_CV)
+    teacher_CV = options.teacher_shape.shape(as_float(teacher_CV))
     log_p_CV = (teacher_CV / options.temperature).log_softmax(-1)
-    return DIVERGENCES[options.divergence](log_q_CV, log_p_CV, options.mix)
+    return Measured(*DIVERGENCES[options.divergence](log_q_CV, log_p_CV, options.mix))
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -273,7 +307,7 @@ class _ChunkedLoss(torch.autograd.Function):
             hidden_CH = student_hidden_NH[rows].to(product_dtype)
             product_CV = buffers.product(hidden_CH, head_VH.T)
             sums += task.chunk(rows, product_CV, product_dtype)
-            grad_CV = product_CV.to(product_dtype)
+            grad_CV = product_CV.to(product_dtype)  # float32 on CUDA, whatever went in
             grad_hidden_NH[rows] = matmul_fp32(grad_CV, head_VH)
             if grad_head_VH is not None:
                 _add_product(grad_head_VH, grad_CV.T, hidden_CH)
@@ -343,7 +377,7 @@ def chunk_tokens_of(asked: int | None, *, compiled: bool, hidden_size: int, n_to
     if asked:
         return asked
     wanted = max(_PLAIN_CHUNK_TOKENS, hidden_size // 2) if compiled else _PLAIN_CHUNK_TOKENS
-    return math.ceil(n_tokens / max(1, round(n_tokens / wanted)))
+    return max(1, math.ceil(n_tokens / max(1, round(n_tokens / wanted))))
 
 
 def _chunks(hidden_NH: torch.Tensor, options: LossOptions) -> list[slice]:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from edgekd.distill.cache import CaptureSettings, capture, inspect
-from edgekd.distill.cache_codec import decode, encode
+from edgekd.distill.cache_codec import Sparse, decode, encode
 from edgekd.distill.cache_format import (
     Identity,
     LogitCache,
@@ -30,6 +30,7 @@ from edgekd.distill.cache_source import Endpoint
 from edgekd.distill.cached_teacher import CachedTarget
 from edgekd.distill.data import Document, read_documents
 from edgekd.distill.distill import distill
+from edgekd.distill.heads import HeadShape
 from edgekd.distill.losses import LossOptions, OnlineTarget, distillation_loss
 from edgekd.distill.packing import cut
 from edgekd.distill.recipe import Job, Recipe
@@ -108,8 +109,19 @@ def test_the_value_from_records_is_the_kl() -> None:
     expected = (log_p.exp() * (log_p - log_q)).sum(-1)
     records = encode(teacher_NV, replace(IDENTITY, top_k=150), torch.Generator().manual_seed(0))
     target = CachedTarget(decode(records, (1.0, 2.0), 1.0), torch.device("cpu"))
-    found, _ = target.measure(student_NV, *target.chunk(slice(None), torch.float32), options)
-    torch.testing.assert_close(found, expected, atol=0.02, rtol=0.02)
+    found = target.measure(student_NV, *target.chunk(slice(None), torch.float32), options)
+    torch.testing.assert_close(found.value_C, expected, atol=0.02, rtol=0.02)
+
+
+def test_a_token_drawn_twice_is_one_entry_with_both_weights() -> None:
+    logits = 0.1 * torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
+    flat = replace(IDENTITY, top_k=2, tail_samples=24)
+    sparse = decode(encode(logits, flat, torch.Generator().manual_seed(1)), (1.0, 2.0), 1.0)
+    rows = zip(sparse.ids_PE, sparse.weights_PE, strict=True)
+    entries = [ids[weights > 0] for ids, weights in rows]
+    assert all(len(set(ids)) == len(ids) for ids in entries)
+    assert min(map(len, entries)) < 26  # 24 draws out of 28 tokens: some were drawn twice
+    np.testing.assert_allclose(sparse.weights_PE.sum(1), 1, atol=0.05)
 
 
 @given(seed=st.integers(0, 2**31), scale=st.floats(0.1, 30), n=st.integers(1, 9))
@@ -331,21 +343,44 @@ def test_an_endpoint_gives_its_likeliest_tokens_and_the_rest_as_one(
     np.testing.assert_allclose(sparse.rest_P, 1 - sparse.weights_PE.sum(1), atol=1e-6)
 
 
-def test_the_gradient_with_a_rest_is_that_of_the_lumped_kl() -> None:
-    logits = torch.randn(4, 30, dtype=torch.float64, requires_grad=True)
-    p = torch.randn(4, 30, dtype=torch.float64).softmax(-1)
-    weights, ids = p.topk(5)
-    rest = 1 - weights.sum(-1)
-    q = logits.softmax(-1)
-    q_top = q.gather(1, ids)
-    entropy = torch.zeros(4, dtype=torch.float64)
-    dense = -(weights * q_top.log()).sum(-1) - rest * (1 - q_top.sum(-1)).log()
-    dense.sum().backward()  # type: ignore[no-untyped-call]
-    from edgekd.distill.cached_teacher import measure_cached
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("hard_label_weight", [0.0, 0.3])
+def test_the_gradient_with_a_rest_is_that_of_the_lumped_kl(
+    hard_label_weight: float, compiled: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, head, weights = (
+        torch.randn(size, dtype=torch.float64, generator=generator).requires_grad_()
+        for size in ((4, 6), (30, 6), (4,))
+    )
+    labels = torch.tensor([3, 1, 29, 0])
+    p = torch.randn(4, 30, dtype=torch.float64, generator=generator).softmax(-1)
+    top, ids = p.topk(5)
+    top[2, 3:] = 0  # of this position only three were kept, and id 7 fills the row
+    ids[2, 3:] = 7
+    rest = 1 - top.sum(-1)
+    shape, n_kept = HeadShape(1.3, 4.0), (top > 0)
+    logits = shape.shape(hidden @ head.T)
+    log_q = (logits / 2).log_softmax(-1).gather(1, ids)
+    lumped = (log_q.exp() * n_kept).sum(-1)
+    dense = -(top * log_q).sum(-1) - rest * (1 - lumped).log()
+    hard = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    loss = ((1 - hard_label_weight) * 4 * dense + hard_label_weight * hard) * weights.detach()
+    expected = torch.autograd.grad(loss.sum(), [hidden, head])
 
-    value, grad = measure_cached(logits.detach(), ids, weights, entropy, rest, LossOptions())
-    torch.testing.assert_close(value, dense.detach())
-    torch.testing.assert_close(grad, logits.grad)
+    sparse = Sparse(ids.numpy(), top.numpy(), np.zeros(4), rest.numpy())
+    target = CachedTarget(sparse, torch.device("cpu"))
+    options = LossOptions(
+        temperature=2.0,
+        hard_label_weight=hard_label_weight,
+        student_shape=shape,
+        chunk_tokens=3,
+        compiled=compiled,
+    )
+    found = distillation_loss(hidden, head, target, labels, weights.detach(), options)
+    torch.testing.assert_close(found.loss, loss.sum())
+    for one, other in zip(torch.autograd.grad(found.loss, [hidden, head]), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-8)
 
 
 def test_a_server_that_gives_no_prompt_log_probabilities_is_named(
