@@ -161,10 +161,10 @@ def measure_cached(
     weights_CE = weights_CE.to(student_CV.dtype)
     scaled_CV = student_CV / options.temperature
     largest_C1 = scaled_CV.amax(-1, keepdim=True)
-    log_z_C1 = largest_C1 + (scaled_CV - largest_C1).exp().sum(-1, keepdim=True).log()
+    log_total_C1 = (scaled_CV - largest_C1).exp().sum(-1, keepdim=True).log()
     is_entry_CE = weights_CE > 0
     ids_CE = torch.where(is_entry_CE, ids_CE, ids_CE[:, :1])
-    log_q_CE = scaled_CV.gather(1, ids_CE) - log_z_C1
+    log_q_CE = scaled_CV.gather(1, ids_CE) - largest_C1 - log_total_C1
     q_CE = log_q_CE.exp()
     rest_q_C = (1 - (q_CE * is_entry_CE).sum(-1)).clamp(min=1e-9)
     value_C = -(weights_CE * log_q_CE).sum(-1) - rest_C * rest_q_C.log() - entropy_C
@@ -173,5 +173,5 @@ def measure_cached(
     entry_CE = q_CE * mass_C1 - weights_CE
     entry_CE = torch.where(is_entry_CE, entry_CE, entry_CE[:, :1])
     # Not the exponentials above: a compiler would store [C, V] of them, which costs more than exp.
-    grad_CV = (scaled_CV - log_z_C1).exp() * (mass_C1 - pull_C1)
+    grad_CV = (scaled_CV - largest_C1 - log_total_C1).exp() * (mass_C1 - pull_C1)
     return Measured(value_C, grad_CV, Entries(ids_CE, entry_CE))

@@ -280,10 +280,17 @@ def measure_online(
     student_CV: torch.Tensor, teacher_CV: torch.Tensor, options: LossOptions
 ) -> Measured:
     """Return the divergence [C] from the teacher's product, and its gradient [C, V]."""
-    log_q_CV = (student_CV / options.temperature).log_softmax(-1)
+    log_q_CV = _log_softmax(student_CV / options.temperature)
     teacher_CV = options.teacher_shape.shape(as_float(teacher_CV))
-    log_p_CV = (teacher_CV / options.temperature).log_softmax(-1)
+    log_p_CV = _log_softmax(teacher_CV / options.temperature)
     return Measured(*DIVERGENCES[options.divergence](log_q_CV, log_p_CV, options.mix))
+
+
+def _log_softmax(logits_CV: torch.Tensor) -> torch.Tensor:
+    """Return log-probabilities; unlike torch's own, a compiler makes them anew at every use."""
+    largest_C1 = logits_CV.amax(-1, keepdim=True)
+    log_total_C1 = (logits_CV - largest_C1).exp().sum(-1, keepdim=True).log()
+    return logits_CV - largest_C1 - log_total_C1
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -299,18 +306,20 @@ class _ChunkedLoss(torch.autograd.Function):
         head_VH = student_head_VH.to(product_dtype)
         grad_hidden_NH = torch.empty_like(student_hidden_NH, dtype=dtype)
         grad_head_VH = None
+        chunks = _chunks(student_hidden_NH, options)
         if ctx.needs_input_grad[1]:  # a frozen head needs none
-            grad_head_VH = torch.zeros_like(head_VH, dtype=dtype)
+            make = torch.empty_like if chunks else torch.zeros_like  # the first chunk fills it
+            grad_head_VH = make(head_VH, dtype=dtype)
         sums = torch.zeros(2, dtype=torch.float64, device=head_VH.device)
         buffers = Buffers()
-        for rows in _chunks(student_hidden_NH, options):
+        for rows in chunks:
             hidden_CH = student_hidden_NH[rows].to(product_dtype)
             product_CV = buffers.product(hidden_CH, head_VH.T)
             sums += task.chunk(rows, product_CV, product_dtype)
             grad_CV = product_CV.to(product_dtype)  # float32 on CUDA, whatever went in
             grad_hidden_NH[rows] = matmul_fp32(grad_CV, head_VH)
             if grad_head_VH is not None:
-                _add_product(grad_head_VH, grad_CV.T, hidden_CH)
+                _add_product(grad_head_VH, grad_CV.T, hidden_CH, is_first=rows is chunks[0])
         ctx.grads = grad_hidden_NH, grad_head_VH
         ctx.dtypes = student_hidden_NH.dtype, student_head_VH.dtype
         divergence, cross_entropy = sums.to(dtype)
@@ -358,14 +367,20 @@ def _product_dtype(sum_dtype: torch.dtype, options: LossOptions) -> torch.dtype:
     return torch.bfloat16 if options.head_precision == "bf16" else sum_dtype
 
 
-def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """Add ``left`` times ``right`` to ``total``, whose precision the sum is made in."""
+def _add_product(
+    total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, is_first: bool
+) -> None:
+    """Add ``left`` times ``right`` to ``total``, or put it there, in the precision of ``total``."""
     if left.dtype == total.dtype:
-        total.addmm_(left, right)
+        total.addmm_(left, right, beta=0 if is_first else 1)
         return
     for start in range(0, len(total), _SLAB_ROWS):  # the product in slabs: it is as large as a head
         slab = slice(start, start + _SLAB_ROWS)
-        total[slab] += left[slab] @ right
+        product = left[slab] @ right
+        if is_first:
+            total[slab] = product
+        else:
+            total[slab] += product
 
 
 def chunk_tokens_of(asked: int | None, *, compiled: bool, hidden_size: int, n_tokens: int) -> int:
