@@ -1,6 +1,5 @@
 """A Hugging Face folder, read tensor by tensor: memory stays near the largest one."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from edgekd.errors import ModelError
 from edgekd.export.architectures import Architecture, architecture_of
-from edgekd.files import sha256_of
+from edgekd.files import sha256_of_all
 from edgekd.runtime.tokenizer import read_json
 
 TOKENIZER_FILES = (
@@ -87,8 +86,7 @@ class Checkpoint:
 
     def weights_sha256(self) -> str:
         """Return one hash over all weight files: a file's own where there is only one."""
-        hashes = [sha256_of(path) for path in self.weight_files]
-        return hashes[0] if len(hashes) == 1 else _hash_of(hashes)
+        return sha256_of_all(self.weight_files)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -125,9 +123,3 @@ def read_licence(folder: Path) -> str | None:
         if line.startswith("license:"):
             return line.partition(":")[2].strip() or None
     return None
-
-
-def _hash_of(hashes: list[str]) -> str:
-    import hashlib
-
-    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()

@@ -1,12 +1,13 @@
 """``edgekd export``: any model in, a verified artifact with its manifest out."""
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from edgekd.errors import ExportError, ModelError
+from edgekd.errors import ExportError, ModelError, VerificationError
 from edgekd.export.architectures import architecture_of
 from edgekd.export.budget import Budget
 from edgekd.export.calibrate import CalibrationOptions, calibrate, describe, plan_for_budget
@@ -17,7 +18,7 @@ from edgekd.export.plan import HeadQuant, Plan, make_plan, parse_quant
 from edgekd.export.to_gguf import write_gguf
 from edgekd.export.to_onnx import write_onnx
 from edgekd.export.verify import verify_against_checkpoint
-from edgekd.files import atomic_file, atomic_folder, size_of
+from edgekd.files import atomic_file, atomic_folder, size_of, write_text_atomic
 from edgekd.manifest import (
     Manifest,
     describe_files,
@@ -27,7 +28,7 @@ from edgekd.manifest import (
 )
 from edgekd.progress import Progress, Silence
 from edgekd.runtime.gguf_header import read_gguf_header
-from edgekd.runtime.model_kind import ModelKind, locate_model
+from edgekd.runtime.model_kind import REJECTED, ModelKind, locate_model
 
 Format = Literal["gguf", "onnx"]
 
@@ -53,7 +54,8 @@ def export_model(
 
     Raises:
         ExportError: the model has no such form.
-        VerificationError: what was written is not what it should be; ``out`` is as it was.
+        VerificationError: what was written is not what it should be; ``out`` is as it was, and the
+            artifact is kept as ``out``.rejected with the reason beside it.
         OutputError: ``out`` cannot be written; it is as it was.
     """
     if output_format == "gguf" and target != "cpu":
@@ -84,7 +86,8 @@ def _export_gguf(
     # Both are whole before either is renamed.
     with atomic_file(manifest_path(out)) as partial_manifest, atomic_file(out) as partial:
         write_gguf(checkpoint, plan, partial, progress)
-        report = _verify(partial, checkpoint, plan, progress)
+        with _kept_if_rejected(partial, out):
+            report = _verify(partial, checkpoint, plan, progress)
         manifest = _manifest(checkpoint, plan, report, [partial])
         partial_manifest.write_text(manifest_text(manifest), "utf-8")
     fallen = {"fallen_tensors": list(plan.fallen)} if plan.fallen else {}
@@ -103,11 +106,26 @@ def _export_onnx(
     with atomic_folder(out) as partial:
         progress.say(f"writing {out}")
         write_onnx(checkpoint, plan, partial, target)
-        report = _verify(partial, checkpoint, plan, progress)
+        with _kept_if_rejected(partial, out):
+            report = _verify(partial, checkpoint, plan, progress)
         files = [path for path in partial.iterdir() if path.is_file()]
         manifest = _manifest(checkpoint, plan, report, files, target)
         write_manifest(manifest_path(partial), manifest)
     return {"path": str(out), "bytes": size_of(out), **report}
+
+
+@contextmanager
+def _kept_if_rejected(partial: Path, out: Path) -> Iterator[None]:
+    """Keep what fails its checks as OUT.rejected, with the reason beside it."""
+    try:
+        yield
+    except VerificationError as error:
+        rejected = out.with_name(f"{out.name}{REJECTED}")
+        if rejected.is_dir():
+            shutil.rmtree(rejected)
+        partial.replace(rejected)
+        write_text_atomic(rejected.with_name(f"{rejected.name}.txt"), f"{error}\n")
+        raise VerificationError(f"{error} (kept as {rejected})") from error
 
 
 def _verify(

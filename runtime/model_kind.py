@@ -7,6 +7,8 @@ from pathlib import Path
 from edgekd.errors import DownloadError, MissingExtraError, ModelError
 from edgekd.runtime.gguf_header import is_gguf
 
+REJECTED = ".rejected"
+"""Ends the name of an artifact that failed its checks."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "LICENSE*", "README.md"]
 
@@ -36,8 +38,10 @@ def detect_kind(path: Path) -> ModelKind:
     """Return the kind of the model at ``path``, judged by what it contains.
 
     Raises:
-        ModelError: nothing is there, or it is no model.
+        ModelError: nothing is there, it is no model, or one that failed its checks.
     """
+    if path.name.endswith(REJECTED):
+        raise ModelError(f"{path} failed its checks and is not used: {_reason(path)}")
     if path.is_file():
         return _kind_of_file(path)
     if not path.is_dir():
@@ -54,6 +58,11 @@ def detect_kind(path: Path) -> ModelKind:
         f"{path} is no model folder: it holds {listing}; needed are config.json and "
         "*.safetensors, or model.onnx (pickled weights are never loaded)"
     )
+
+
+def _reason(rejected: Path) -> str:
+    reason = rejected.with_name(f"{rejected.name}.txt")
+    return reason.read_text("utf-8").strip() if reason.is_file() else "the reason is not beside it"
 
 
 def _kind_of_file(path: Path) -> ModelKind:

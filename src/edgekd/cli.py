@@ -138,6 +138,12 @@ def verify(
     reference: Annotated[
         Path | None, typer.Option(help="The checkpoint it was exported from.")
     ] = None,
+    lineage: Annotated[
+        bool, typer.Option("--lineage", help="Show all it was made from, checked by hash.")
+    ] = False,
+    look_in: Annotated[
+        list[Path] | None, typer.Option(help="Where else its sources may lie; repeatable.")
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -146,6 +152,9 @@ def verify(
     from edgekd.runtime.model_kind import detect_kind
 
     detect_kind(artifact)
+    if lineage:
+        _show_lineage(artifact, look_in or [], as_json)
+        return
     manifest = read_manifest(manifest_path(artifact))
     check_files(artifact if artifact.is_dir() else artifact.parent, manifest)
     report: dict[str, Any] = {"path": str(artifact), "files": "unchanged"}
@@ -158,6 +167,19 @@ def verify(
         make_progress(quiet).say(f"comparing weights, tokenizer and logits with {reference}")
         report |= verify_as_recorded(artifact, reference, manifest["recipe"])
     print_result(report, as_json, f"{artifact}: good\n{json.dumps(report, indent=2)}")
+
+
+def _show_lineage(artifact: Path, look_in: list[Path], as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from edgekd.errors import VerificationError
+    from edgekd.lineage import render, walk
+
+    link = walk(artifact, look_in)
+    print_result(asdict(link), as_json, render(link))
+    if changed := link.changed():
+        names = ", ".join(one.name for one in changed)
+        raise VerificationError(f"no longer what the manifests recorded: {names}")
 
 
 @app.command()

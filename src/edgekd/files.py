@@ -3,11 +3,12 @@
 import ctypes
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -68,6 +69,14 @@ def sha256_of(path: Path) -> str:
         while block := file.read(_READ_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def sha256_of_all(paths: Sequence[Path]) -> str:
+    """Return one hash over files in their order: a file's own where there is only one."""
+    hashes = [sha256_of(path) for path in paths]
+    if len(hashes) == 1:
+        return hashes[0]
+    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
 
 def size_of(path: Path) -> int:

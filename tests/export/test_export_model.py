@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from edgekd.errors import ExportError, VerificationError
+from edgekd.errors import ExportError, ModelError, VerificationError
 from edgekd.export.blocks import dequantize, quantize
 from edgekd.export.checkpoint import Checkpoint, open_checkpoint
 from edgekd.export.export_model import Format, export_model
@@ -16,6 +16,7 @@ from edgekd.export.read_back import read_gguf_blocks, read_onnx_blocks
 from edgekd.export.verify import blocks_equal, check_blocks
 from edgekd.manifest import check_files, manifest_path, read_manifest
 from edgekd.runtime.gguf_header import read_gguf_header
+from edgekd.runtime.model_kind import detect_kind
 
 
 @pytest.mark.parametrize(
@@ -136,3 +137,24 @@ def test_bf16_stores_the_weights_in_two_bytes(tiny: Checkpoint, tmp_path: Path) 
     raw = np.fromfile(path, np.int16, entry.size_bytes // 2, offset=entry.offset_bytes)
     stored = torch.from_numpy(raw).view(torch.bfloat16).reshape(entry.shape[::-1])
     assert stored.equal(tiny.tensor("model.layers.0.mlp.up_proj.weight").bfloat16())
+
+
+@pytest.mark.parametrize("output_format", ["gguf", "onnx"])
+def test_what_fails_its_checks_is_kept_apart_with_the_reason(
+    tiny_folder: Path, output_format: Format, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "wild", tmp_path / "artifact"
+    shutil.copytree(tiny_folder, folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name, tensor in tensors.items():
+        if "proj" in name:
+            tensor *= 30  # int8 activations then decide every choice
+    tensors["model.norm.weight"] *= 1000
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    for _ in range(2):  # a second one replaces the first
+        with pytest.raises(VerificationError, match="strays.*kept as"):
+            export_model(str(folder), output_format, out, quant="q4_0")
+    assert not out.exists() and not manifest_path(out).exists()
+    assert "strays" in (tmp_path / "artifact.rejected.txt").read_text("utf-8")
+    with pytest.raises(ModelError, match="failed its checks.*strays"):
+        detect_kind(tmp_path / "artifact.rejected")
