@@ -1,15 +1,17 @@
-"""What an export costs and what its file is worth, beside onnxruntime-genai's model builder.
+"""What an export costs and what its file is worth, beside the tools of each format.
 
     python benchmarks/export.py --model CHECKPOINT --out benchmarks/results/export.json
 
+ONNX beside onnxruntime-genai's model builder, GGUF beside llama.cpp's converter and its quantizer.
 Exports: every command in a process of its own, from start to end with its imports, in turns;
 peak memory is that process's. "edgekd" verifies what it writes against the checkpoint, which the
-builder does not do; "edgekd, unverified" stops before that, as the builder does. Sizes are those of
-graph and weights, without the tokenizer.
+others do not do; "edgekd, unverified" stops before that, as they do. Sizes are those of graph and
+weights, without the tokenizer, or of the GGUF file.
 
-Decoding: the files in turns in one process, both in onnxruntime-genai, and ours also in edgekd's
-engine; ratios are those of neighbouring turns. Files are compared at equal bits: 4 in all matrices,
-the embedding included, blocks of 32, int8 activations. Not measured: quality.
+Decoding: the files in turns in one process, ONNX in onnxruntime-genai, and ours also in edgekd's
+engine, GGUF in edgekd's engine; ratios are those of neighbouring turns. ONNX files are compared at
+equal bits: 4 in all matrices, the embedding included, blocks of 32, int8 activations. Not measured:
+quality.
 """
 
 import argparse
@@ -32,7 +34,9 @@ from edgekd.runtime.stats import summarise
 from edgekd.runtime.tokenizer import FileTokenizer
 
 N_PROMPT, N_DECODE, CONTEXT_TOKENS = 64, 64, 256
-OURS, OURS_UNVERIFIED, BUILDER = "edgekd", "edgekd, unverified", "genai builder"
+OURS, OURS_UNVERIFIED = "edgekd", "edgekd, unverified"
+BUILDER, LLAMA_CPP = "genai builder", "llama.cpp"
+GGUF_QUANTS = ("q4_0", "q4_k_m")
 
 
 def ours(model: Path, out: Path) -> list[str]:
@@ -53,37 +57,69 @@ def genai_builder(model: Path, out: Path) -> list[str]:
     return [*command, *paths, "-p", "int4", "-e", "cpu"]
 
 
-EXPORTS: Mapping[str, Callable[[Path, Path], list[str]]] = {
-    OURS: ours,
-    OURS_UNVERIFIED: ours_unverified,
-    BUILDER: genai_builder,
-}
+Commands = Mapping[str, Callable[[Path, Path], list[str]]]
+ONNX: Commands = {OURS: ours, OURS_UNVERIFIED: ours_unverified, BUILDER: genai_builder}
 
 
-def measure_exports(model: Path, folder: Path, rounds: int) -> dict[str, dict[str, Any]]:
+def gguf_commands(quant: str) -> Commands:
+    """Return the commands that write a GGUF of type ``quant``."""
+
+    def verified(model: Path, out: Path) -> list[str]:
+        command = [sys.executable, "-m", "edgekd", "export", str(model), "--format", "gguf"]
+        return [*command, "--quant", quant, "--out", str(out), "--quiet"]
+
+    def by(tool: str) -> Callable[[Path, Path], list[str]]:
+        script = str(Path(__file__).with_name("export_gguf.py"))
+        return lambda model, out: [sys.executable, script, tool, str(model), str(out), quant]
+
+    return {OURS: verified, OURS_UNVERIFIED: by("edgekd"), LLAMA_CPP: by("llama.cpp")}
+
+
+def measure_exports(
+    commands: Commands, model: Path, folder: Path, rounds: int
+) -> dict[str, dict[str, Any]]:
     """Run every export ``rounds`` times in turns; the last files stay in ``folder``."""
-    runs: dict[str, list[tuple[float, int]]] = {name: [] for name in EXPORTS}
+    folder.mkdir()
+    runs: dict[str, list[tuple[float, int]]] = {name: [] for name in commands}
     for number in range(rounds):
-        for name in in_turn(list(EXPORTS), number):
-            runs[name].append(_run(EXPORTS[name](model, folder / name)))
+        for name in in_turn(list(commands), number):
+            runs[name].append(_run(commands[name](model, folder / name)))
     return {
         name: {
             "seconds": asdict(summarise([seconds for seconds, _ in found])),
             "peak_rss_bytes": max(rss_bytes for _, rss_bytes in found),
-            "file_bytes": sum(path.stat().st_size for path in (folder / name).glob("*.onnx*")),
+            "file_bytes": sum(path.stat().st_size for path in _weights(folder / name)),
         }
         for name, found in runs.items()
     }
 
 
-def measure_decoding(model: Path, folder: Path, rounds: int) -> dict[str, Any]:
-    """Return tokens per second of our file and of the builder's, in turns."""
+def _weights(result: Path) -> list[Path]:
+    return list(result.glob("*.onnx*")) if result.is_dir() else [result]
+
+
+def measure_onnx_decoding(model: Path, folder: Path, rounds: int) -> dict[str, Any]:
+    """Return tokens per second of our folder and of the builder's, in turns."""
     ids = prompt_ids(FileTokenizer(model), N_PROMPT)
     turns = {
         f"{OURS} in genai": genai_turn(folder / OURS, ids),
         f"{BUILDER} in genai": genai_turn(folder / BUILDER, ids),
         f"{OURS} in edgekd": edgekd_turn(folder / OURS, ids),
     }
+    return measure_decoding(turns, f"{BUILDER} in genai", rounds)
+
+
+def measure_gguf_decoding(model: Path, folder: Path, rounds: int) -> dict[str, Any]:
+    """Return tokens per second of our file and of llama.cpp's, in turns."""
+    ids = prompt_ids(FileTokenizer(model), N_PROMPT)
+    turns = {name: edgekd_turn(folder / name, ids) for name in (OURS, LLAMA_CPP)}
+    return measure_decoding(turns, LLAMA_CPP, rounds)
+
+
+def measure_decoding(
+    turns: Mapping[str, Callable[[], float]], base: str, rounds: int
+) -> dict[str, Any]:
+    """Return tokens per second of every turn, and its ratio to those of ``base``."""
     speeds: dict[str, list[float]] = {name: [] for name in turns}
     gc.disable()
     for number in range(-1, rounds):  # the first warms up
@@ -91,12 +127,11 @@ def measure_decoding(model: Path, folder: Path, rounds: int) -> dict[str, Any]:
             seconds = turns[name]()
             if number >= 0:
                 speeds[name].append(N_DECODE / seconds)
-    theirs = speeds[f"{BUILDER} in genai"]
     return {
         name: {
             "tokens_per_s": asdict(summarise(found)),
-            "ratio_to_builder": asdict(
-                summarise([a / b for a, b in zip(found, theirs, strict=True)])
+            f"ratio_to_{base}": asdict(
+                summarise([a / b for a, b in zip(found, speeds[base], strict=True)])
             ),
         }
         for name, found in speeds.items()
@@ -182,15 +217,24 @@ def main() -> None:
     if arguments.write_only:
         write_only(arguments.model, arguments.write_only)
         return
-    with tempfile.TemporaryDirectory() as holder:
-        exports = measure_exports(arguments.model, Path(holder), arguments.rounds)
-        decoding = measure_decoding(arguments.model, Path(holder), arguments.decode_rounds)
-    tokens = {"prompt_tokens": N_PROMPT, "decoded_tokens": N_DECODE}
-    result = {
-        "model_sha256": open_checkpoint(arguments.model).weights_sha256(),
-        "exports": exports,
-        "decoding": {**tokens, "rows": decoding},
+    model, rounds, decode_rounds = arguments.model, arguments.rounds, arguments.decode_rounds
+    result: dict[str, Any] = {
+        "model_sha256": open_checkpoint(model).weights_sha256(),
+        "prompt_tokens": N_PROMPT,
+        "decoded_tokens": N_DECODE,
     }
+    with tempfile.TemporaryDirectory() as holder:
+        for quant in GGUF_QUANTS:
+            folder = Path(holder) / quant
+            result[f"gguf {quant}"] = {
+                "exports": measure_exports(gguf_commands(quant), model, folder, rounds),
+                "decoding": measure_gguf_decoding(model, folder, decode_rounds),
+            }
+        folder = Path(holder) / "onnx"
+        result["onnx q4_0"] = {
+            "exports": measure_exports(ONNX, model, folder, rounds),
+            "decoding": measure_onnx_decoding(model, folder, decode_rounds),
+        }
     record(result, arguments.out)
 
 

@@ -14,6 +14,7 @@ from edgekd.export.calibrate import CalibrationOptions, calibrate, describe, pla
 from edgekd.export.checkpoint import Checkpoint, open_checkpoint, read_licence
 from edgekd.export.from_gguf import gguf_to_checkpoint, write_text_side
 from edgekd.export.genai_config import Target
+from edgekd.export.modelfile import modelfile, modelfile_path
 from edgekd.export.plan import HeadQuant, Plan, make_plan, parse_quant
 from edgekd.export.to_gguf import write_gguf
 from edgekd.export.to_onnx import write_onnx
@@ -43,6 +44,7 @@ def export_model(
     target: Target = "cpu",
     calibration: CalibrationOptions | None = None,
     budget: Budget | None = None,
+    with_modelfile: bool = False,
     revision: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -50,7 +52,8 @@ def export_model(
 
     ``head`` is the grid of embedding and head in a q4_0 artifact, ``target`` what an ONNX folder
     is written for; ``calibration`` says on which data matrices are rounded, ``budget`` how large
-    they may be. The artifact appears at ``out`` only once it has passed every check, on the CPU.
+    they may be; ``with_modelfile`` adds one for Ollama. The artifact appears at ``out`` only once
+    it has passed every check, on the CPU.
 
     Raises:
         ExportError: the model has no such form.
@@ -58,6 +61,8 @@ def export_model(
             artifact is kept as ``out``.rejected with the reason beside it.
         OutputError: ``out`` cannot be written; it is as it was.
     """
+    if output_format == "onnx" and with_modelfile:
+        raise ExportError("Ollama runs GGUF files; leave --modelfile out, or use --format gguf")
     if output_format == "gguf" and target != "cpu":
         raise ExportError(f"a GGUF is the same for every device; leave --target {target} out")
     with as_checkpoint(model, revision) as checkpoint:
@@ -74,7 +79,10 @@ def export_model(
         with tempfile.TemporaryDirectory(prefix="edgekd-rows-") as folder:
             plan = calibrate(checkpoint, plan, options, Path(folder), progress)
             if output_format == "gguf":
-                return _export_gguf(checkpoint, plan, out, progress or Silence())
+                report = _export_gguf(checkpoint, plan, out, progress or Silence())
+                if with_modelfile:
+                    write_text_atomic(modelfile_path(out), modelfile(checkpoint, out))
+                return report
             return _export_onnx(checkpoint, plan, target, out, progress or Silence())
 
 

@@ -96,6 +96,9 @@ def export(
     bits_per_weight: Annotated[
         float | None, typer.Option(help="The same by bits, 4.5 to 8.5, scales included.")
     ] = None,
+    modelfile: Annotated[
+        bool, typer.Option("--modelfile", help="Also write a Modelfile for Ollama (gguf).")
+    ] = False,
     revision: Revision = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -126,6 +129,7 @@ def export(
             save_imatrix=save_imatrix,
         ),
         budget=budget,
+        with_modelfile=modelfile,
         revision=revision,
         progress=make_progress(quiet),
     )

@@ -368,7 +368,8 @@ def test_the_gradient_with_a_rest_is_that_of_the_lumped_kl(
     loss = ((1 - hard_label_weight) * 4 * dense + hard_label_weight * hard) * weights.detach()
     expected = torch.autograd.grad(loss.sum(), [hidden, head])
 
-    sparse = Sparse(ids.numpy(), top.numpy(), np.zeros(4), rest.numpy())
+    exact: Any = (top.numpy(), np.zeros(4), rest.numpy())  # float64, to compare closely
+    sparse = Sparse(ids.numpy(), *exact)
     target = CachedTarget(sparse, torch.device("cpu"))
     options = LossOptions(
         temperature=2.0,

@@ -17,6 +17,7 @@ from edgekd.export.verify import blocks_equal, check_blocks
 from edgekd.manifest import check_files, manifest_path, read_manifest
 from edgekd.runtime.gguf_header import read_gguf_header
 from edgekd.runtime.model_kind import detect_kind
+from edgekd.runtime.tokenizer import FileTokenizer
 
 
 @pytest.mark.parametrize(
@@ -158,3 +159,20 @@ def test_what_fails_its_checks_is_kept_apart_with_the_reason(
     assert "strays" in (tmp_path / "artifact.rejected.txt").read_text("utf-8")
     with pytest.raises(ModelError, match="failed its checks.*strays"):
         detect_kind(tmp_path / "artifact.rejected")
+
+
+def test_a_modelfile_names_the_file_its_stops_and_its_sampling(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "model", tmp_path / "small.q4_0.gguf"
+    shutil.copytree(tiny_folder, folder)
+    settings = {"temperature": 0.7, "repetition_penalty": 1.1, "eos_token_id": [2]}
+    (folder / "generation_config.json").write_text(json.dumps(settings), "utf-8")
+    export_model(str(folder), "gguf", out, with_modelfile=True)
+    lines = (tmp_path / "small.q4_0.Modelfile").read_text("utf-8").splitlines()
+    stop = FileTokenizer(folder).raw_token_bytes(2).decode()
+    assert lines[0] == "FROM ./small.q4_0.gguf"
+    assert {"PARAMETER temperature 0.7", "PARAMETER repeat_penalty 1.1"} < set(lines)
+    assert f'PARAMETER stop "{stop}"' in lines
+    with pytest.raises(ExportError, match="Ollama runs GGUF"):
+        export_model(str(folder), "onnx", tmp_path / "onnx", with_modelfile=True)
