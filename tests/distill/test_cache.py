@@ -343,6 +343,7 @@ def test_an_endpoint_gives_its_likeliest_tokens_and_the_rest_as_one(
     np.testing.assert_allclose(sparse.rest_P, 1 - sparse.weights_PE.sum(1), atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore")  # inductor's own
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("hard_label_weight", [0.0, 0.3])
 def test_the_gradient_with_a_rest_is_that_of_the_lumped_kl(
