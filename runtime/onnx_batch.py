@@ -19,21 +19,17 @@ from edgekd.runtime.batch_engine import (
     Work,
     check_step,
 )
-from edgekd.runtime.onnx_engine import open_session
+from edgekd.runtime.onnx_engine import CacheBinding, allocate_cache, input_names, open_session
 from edgekd.runtime.onnx_runs import Run, plan_runs
 from edgekd.runtime.tokenizer import read_json
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from edgekd.runtime.engine import Logits
 
 # R rows (slots of a run), S tokens of a row, C context, H heads, D head size
 # N outputs of one slot, V vocabulary
-
-_PAST = "past_key_values."
-_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 
 
 class OnnxBatchEngine:
@@ -55,9 +51,9 @@ class OnnxBatchEngine:
         self.context_tokens = min(options.context_tokens, int(config["max_position_embeddings"]))
         self.n_slots = options.n_slots
         self.max_outputs = max(MAX_OUTPUTS, options.n_slots)
-        self._inputs = {entry.name for entry in self._session.get_inputs()}
-        self._cache = self._allocate_cache()
-        self._bindings: dict[tuple[int, int], Any] = {}
+        self._inputs = input_names(self._session)
+        self._cache = allocate_cache(self._session, self.n_slots, self.context_tokens)
+        self._bindings: dict[tuple[int, int], CacheBinding] = {}
         self._lengths = [0] * options.n_slots
 
     def length(self, slot: int) -> int:
@@ -97,16 +93,12 @@ class OnnxBatchEngine:
         """Return the logits of every slot in ``run``."""
         binding = self._binding(run.first, run.last)
         n_kept = max(run.n_tokens - len(item.ids) + item.n_outputs for item in run.items)
-        for name, array in self._arrays(run, n_kept).items():
-            binding.bind_cpu_input(name, array)
-        binding.bind_output("logits")  # a new buffer: the last one's shape may differ
         try:
-            self._session.run_with_iobinding(binding)
+            logits_RNV = binding.run(self._arrays(run, n_kept))
         except Exception as error:  # the library raises a family without a common base
             reason = str(error).strip().splitlines()[0]
             n_tokens = sum(len(item.ids) for item in run.items)
             raise EngineError(f"ONNX Runtime failed on {n_tokens} tokens: {reason}") from error
-        logits_RNV = binding.get_outputs()[0].numpy()
         return {
             item.slot: _outputs(logits_RNV[item.slot - run.first], run, item) for item in run.items
         }
@@ -134,32 +126,12 @@ class OnnxBatchEngine:
         }
         return {name: array for name, array in arrays.items() if name in self._inputs}
 
-    def _binding(self, first: int, last: int) -> Any:
+    def _binding(self, first: int, last: int) -> CacheBinding:
         """Return the binding whose caches are those of the slots ``first`` to ``last``."""
-        import onnxruntime as ort
-
         if (first, last) not in self._bindings:
-            binding = self._session.io_binding()
-            binding.bind_output("logits")  # first, so that it is the first of the outputs
-            for name, rows_RHCD in self._cache.items():
-                # Shares the memory: on the CPU, an OrtValue holds the array itself.
-                value = ort.OrtValue.ortvalue_from_numpy(rows_RHCD[first : last + 1])
-                binding.bind_ortvalue_input(f"{_PAST}{name}", value)
-                binding.bind_ortvalue_output(f"present.{name}", value)
-            self._bindings[first, last] = binding
+            rows = {name: rows_RHCD[first : last + 1] for name, rows_RHCD in self._cache.items()}
+            self._bindings[first, last] = CacheBinding(self._session, rows)
         return self._bindings[first, last]
-
-    def _allocate_cache(self) -> "dict[str, NDArray[np.floating[Any]]]":
-        """Return a zeroed buffer [slots, H, C, D] per layer and side."""
-        import numpy as np
-
-        cache = {}
-        for entry in self._session.get_inputs():
-            if entry.name.startswith(_PAST):
-                _, n_heads, _, head_dim = entry.shape
-                shape = (self.n_slots, n_heads, self.context_tokens, head_dim)
-                cache[entry.name.removeprefix(_PAST)] = np.zeros(shape, _TYPES[entry.type])
-        return cache
 
 
 def _outputs(logits_NV: "Logits", run: Run, item: Work) -> "Logits":

@@ -13,10 +13,15 @@ from edgekd.runtime.engine import check_fits
 from edgekd.runtime.tokenizer import read_json
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from edgekd.runtime.engine import Logits
+
+# R slots, H heads, C context, D head size
 
 _MODEL_FILE = "model.onnx"
 _PAST = "past_key_values."
+_CACHE_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 
 
 class OnnxEngine:
@@ -34,10 +39,9 @@ class OnnxEngine:
         self._session = open_session(folder, n_threads)
         self.vocab_size = int(config["vocab_size"])
         self.context_tokens = min(context_tokens, int(config["max_position_embeddings"]))
-        self._cache = _allocate_cache(self._session, self.context_tokens)
-        self._binding = _bind_cache(self._session, self._cache)
-        entries = (*self._session.get_inputs(), *self._session.get_overridable_initializers())
-        self._can_skip_logits = any(entry.name == "logits_to_keep" for entry in entries)
+        self._cache = allocate_cache(self._session, 1, self.context_tokens)
+        self._binding = CacheBinding(self._session, self._cache)
+        self._can_skip_logits = "logits_to_keep" in input_names(self._session)
         self._position = 0
 
     @property
@@ -48,7 +52,6 @@ class OnnxEngine:
     def forward(self, ids: Sequence[int], *, every_logit: bool = False) -> "Logits":
         """Append ``ids``; return the logits after the last one [V], or after each [T, V]."""
         import numpy as np
-        import onnxruntime as ort
 
         check_fits(self, len(ids))
         self._position += len(ids)
@@ -58,17 +61,11 @@ class OnnxEngine:
         }
         if self._can_skip_logits:
             inputs["logits_to_keep"] = np.asarray([len(ids) if every_logit else 1], np.int64)
-        # Not bind_cpu_input: it does not know inputs that have a default. Bindings of older
-        # versions do not keep what is bound.
-        bound = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in inputs.items()}
-        for name, value in bound.items():
-            self._binding.bind_ortvalue_input(name, value)
-        self._binding.bind_output("logits")  # again, or they are written over the last step's
+        binding = self._binding  # of a closed engine there is none: a bug, and no EngineError
         try:
-            self._session.run_with_iobinding(self._binding)
+            logits_TV: Logits = binding.run(inputs)[0]
         except Exception as error:  # the library raises a family without a common base
             raise EngineError(f"ONNX Runtime failed on {len(ids)} tokens: {error}") from error
-        logits_TV: Logits = self._binding.get_outputs()[0].numpy()[0]
         logits_TV = logits_TV.astype(np.float32, copy=False)  # of a graph in fp16
         return logits_TV if every_logit else logits_TV[-1]
 
@@ -78,8 +75,9 @@ class OnnxEngine:
 
     def close(self) -> None:
         """Free the model and the cache."""
-        self._binding = self._session = None
         self._cache.clear()
+        del self._binding
+        self._session = None
 
 
 def open_session(folder: Path, n_threads: int, provider: str = "CPUExecutionProvider") -> Any:
@@ -115,26 +113,50 @@ def open_session(folder: Path, n_threads: int, provider: str = "CPUExecutionProv
     return session
 
 
-def _allocate_cache(session: Any, context_tokens: int) -> dict[str, Any]:
-    """Return one zeroed buffer [1, heads, context, head_dim] per layer and side."""
+def input_names(session: Any) -> set[str]:
+    """Return the inputs of a graph, with those that have a default."""
+    entries = (*session.get_inputs(), *session.get_overridable_initializers())
+    return {entry.name for entry in entries}
+
+
+def allocate_cache(session: Any, n_slots: int, context_tokens: int) -> "dict[str, NDArray[Any]]":
+    """Return a zeroed buffer [R, H, C, D] for each layer and side of the KV cache."""
     import numpy as np
-    import onnxruntime as ort
 
     cache = {}
     for entry in session.get_inputs():
         if entry.name.startswith(_PAST):
             _, n_heads, _, head_dim = entry.shape
-            dtype = np.float16 if entry.type == "tensor(float16)" else np.float32
-            zeros = np.zeros((1, n_heads, context_tokens, head_dim), dtype)
-            cache[entry.name.removeprefix(_PAST)] = ort.OrtValue.ortvalue_from_numpy(zeros)
+            shape = (n_slots, n_heads, context_tokens, head_dim)
+            cache[entry.name.removeprefix(_PAST)] = np.zeros(shape, _CACHE_TYPES[entry.type])
     return cache
 
 
-def _bind_cache(session: Any, cache: dict[str, Any]) -> Any:
-    """Return a binding in which each buffer is past and present, from step to step."""
-    binding = session.io_binding()
-    binding.bind_output("logits")  # first, so that it is the first of the outputs
-    for name, buffer in cache.items():
-        binding.bind_ortvalue_input(f"{_PAST}{name}", buffer)
-        binding.bind_ortvalue_output(f"present.{name}", buffer)
-    return binding
+class CacheBinding:
+    """Runs a graph in which each buffer of the cache is past and present, step after step."""
+
+    def __init__(self, session: Any, cache: "dict[str, NDArray[Any]]") -> None:
+        """Bind the buffers, whose memory is shared: on the CPU an OrtValue holds the array."""
+        import onnxruntime as ort
+
+        self._session = session
+        self._binding = session.io_binding()
+        self._binding.bind_output("logits")  # first, so that it is the first of the outputs
+        # Bindings of older versions do not keep what is bound.
+        self._values = {n: ort.OrtValue.ortvalue_from_numpy(rows) for n, rows in cache.items()}
+        for name, value in self._values.items():
+            self._binding.bind_ortvalue_input(f"{_PAST}{name}", value)
+            self._binding.bind_ortvalue_output(f"present.{name}", value)
+
+    def run(self, inputs: "dict[str, NDArray[Any]]") -> "NDArray[Any]":
+        """Return the logits for ``inputs``, in memory of their own."""
+        import onnxruntime as ort
+
+        # Not bind_cpu_input: it does not know inputs that have a default.
+        bound = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in inputs.items()}
+        for name, value in bound.items():
+            self._binding.bind_ortvalue_input(name, value)
+        self._binding.bind_output("logits")  # again, or they are written over the last step's
+        self._session.run_with_iobinding(self._binding)
+        logits: NDArray[Any] = self._binding.get_outputs()[0].numpy()
+        return logits

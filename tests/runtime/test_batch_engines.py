@@ -1,5 +1,6 @@
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,12 +139,30 @@ def test_all_slots_can_be_full_at_once(engine: BatchEngine) -> None:
     assert engine.length(3) == engine.context_tokens
 
 
+def test_a_prompt_goes_through_the_head_at_its_end_only(float_onnx: Path) -> None:
+    engine = OnnxBatchEngine(float_onnx, OPTIONS)
+    binding = engine._binding(0, 0)
+    seen: list[tuple[int, ...]] = []
+    run = binding.run
+
+    def note(inputs: dict[str, NDArray[Any]]) -> NDArray[Any]:
+        logits = run(inputs)
+        seen.append(logits.shape)
+        return logits
+
+    binding.run = note  # type: ignore[method-assign]
+    engine.step([Work(0, PROMPTS[2])])
+    assert seen == [(1, 1, engine.vocab_size)]
+
+
 def test_too_large_a_step_is_refused(engine: BatchEngine) -> None:
     with pytest.raises(EngineError, match="65 rows.*64 rows are allowed"):
         engine.step([Work(0, [1] * 65, 65)])
 
 
-def test_positions_are_each_rows_own_where_the_graph_counts_them(tmp_path: Path) -> None:
+def test_rows_of_a_model_that_rotates_a_part_of_each_head_keep_their_positions(
+    tmp_path: Path,
+) -> None:
     config = Phi3Config(
         vocab_size=400,
         hidden_size=64,
