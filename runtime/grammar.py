@@ -104,6 +104,7 @@ class GrammarCompiler:
         native = llguidance.LLMatcher(
             self._tokenizer, _to_llguidance(grammar), log_level=0, limits=limits
         )
+        native.compute_bitmask()  # some faults, such as a rule of itself alone, show only here
         if native.is_error():
             raise RecipeError(f"the {grammar.kind} is not accepted: {_first_line(native)}")
         return LlguidanceMatcher(native, self._vocab_size)

@@ -113,6 +113,7 @@ def test_a_token_that_does_not_fit_is_an_error(
         ("regex", "(("),
         ("lark", "start: nowhere"),
         ("gbnf", "root ::= nowhere"),
+        ("gbnf", "root ::= root"),
         ("gbnf", 'root ::= "a\\'),
         ("gbnf", 'other ::= "a"'),
         ("json_schema", '{"type": "nothing"}'),
