@@ -131,7 +131,9 @@ def _kept_if_rejected(partial: Path, out: Path) -> Iterator[None]:
         rejected = out.with_name(f"{out.name}{REJECTED}")
         if rejected.is_dir():
             shutil.rmtree(rejected)
-        partial.replace(rejected)
+        else:
+            rejected.unlink(missing_ok=True)
+        partial.rename(rejected)
         write_text_atomic(rejected.with_name(f"{rejected.name}.txt"), f"{error}\n")
         raise VerificationError(f"{error} (kept as {rejected})") from error
 

@@ -77,3 +77,14 @@ def test_a_name_cannot_lead_out_of_the_folder(chain: Path) -> None:
     manifest["made_from"][0]["name"] = "../" + chain.parent.name + "/student"
     path.write_text(json.dumps(manifest), "utf-8")
     assert walk(chain).sources[0].state == "not here"
+
+
+@pytest.mark.parametrize("sources", ["teacher", ["teacher"], None])
+def test_sources_that_are_no_list_of_models_are_no_manifest_of_ours(
+    sources: object, chain: Path
+) -> None:
+    path = manifest_path(chain)
+    manifest = json.loads(path.read_text("utf-8")) | {"made_from": sources}
+    path.write_text(json.dumps(manifest), "utf-8")
+    with pytest.raises(VerificationError, match="lists no kind, sources"):
+        walk(chain)

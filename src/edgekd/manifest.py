@@ -78,10 +78,16 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text("utf-8"))
         found = manifest["schema_version"]
-        files = manifest["files"]
-        well_formed = isinstance(files, dict) and all(
-            isinstance(entry, dict) and isinstance(entry.get("sha256"), str)
-            for entry in files.values()
+        files, sources = manifest["files"], manifest["made_from"]
+        well_formed = (
+            isinstance(manifest["kind"], str)
+            and isinstance(sources, list)
+            and all(isinstance(entry, dict) for entry in sources)
+            and isinstance(files, dict)
+            and all(
+                isinstance(entry, dict) and isinstance(entry.get("sha256"), str)
+                for entry in files.values()
+            )
         )
     except (ValueError, KeyError, TypeError) as error:
         raise VerificationError(f"{path} is not an edgekd manifest: {error!r}") from error
@@ -91,7 +97,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
             "install a matching edgekd"
         )
     if not well_formed:
-        raise VerificationError(f"{path} lists no files with their sha256; export the model again")
+        raise VerificationError(
+            f"{path} lists no kind, sources, or files with their sha256; export the model again"
+        )
     return dict(manifest)
 
 
