@@ -62,7 +62,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Master:
+class TeacherSource:
     """The teacher: a checkpoint, or the cache of one."""
 
     vocab_size: int
@@ -89,11 +89,13 @@ class Master:
         }
 
 
-def make_model(pupil: Checkpoint, master: Master, text: Text, recipe: Recipe) -> DistillModel:
+def make_model(
+    student_checkpoint: Checkpoint, teacher_source: TeacherSource, text: Text, recipe: Recipe
+) -> DistillModel:
     """Return student, teacher and loss as one module."""
     torch.manual_seed(recipe.seed)
-    student = load_student(pupil, recipe)
-    teacher, shape = _make_teacher(master, text, recipe)
+    student = load_student(student_checkpoint, recipe)
+    teacher, shape = _make_teacher(teacher_source, text, recipe)
     options = LossOptions(
         divergence=recipe.divergence,
         mix=recipe.mix,
@@ -115,33 +117,37 @@ def make_model(pupil: Checkpoint, master: Master, text: Text, recipe: Recipe) ->
         )
         matching = HiddenMatching(student_size, teacher_size, recipe.match_hidden)
     dtype = backbone_dtype(recipe.precision)
-    return DistillModel(student, teacher, master.vocab_size, options, dtype, matching)
+    return DistillModel(student, teacher, teacher_source.vocab_size, options, dtype, matching)
 
 
-def _make_teacher(master: Master, text: Text, recipe: Recipe) -> tuple[Teacher | None, HeadShape]:
+def _make_teacher(
+    teacher_source: TeacherSource, text: Text, recipe: Recipe
+) -> tuple[Teacher | None, HeadShape]:
     if recipe.hard_label_weight == 1:
         return None, HeadShape()
     packed = [(text.samples, text.rows), (text.held_out, text.held_out_rows)]
-    if master.cache:
-        return CachedTeacher(master.cache, packed, recipe.temperature), HeadShape()
-    assert master.checkpoint is not None
-    model, is_placed = load_teacher(master.checkpoint, recipe)
+    if teacher_source.cache:
+        return CachedTeacher(teacher_source.cache, packed, recipe.temperature), HeadShape()
+    assert teacher_source.checkpoint is not None
+    model, is_placed = load_teacher(teacher_source.checkpoint, recipe)
     if what_to_compile(recipe) == "full" and not is_placed:
         compile_layers(model)
     if recipe.cross_tokenizer == "ranks":
-        theirs = FileTokenizer(master.checkpoint.folder)
+        theirs = FileTokenizer(teacher_source.checkpoint.folder)
         crossed = CrossTeacher(model, packed, text.tokenizer, theirs, recipe.row_tokens)
         return crossed, head_shape(model.config)
-    return OnlineTeacher(model, master.vocab_size, is_placed=is_placed), head_shape(model.config)
+    return OnlineTeacher(model, teacher_source.vocab_size, is_placed=is_placed), head_shape(
+        model.config
+    )
 
 
 def make_trainer(
-    model: DistillModel, pupil: Checkpoint, text: Text, work: Path, recipe: Recipe
+    model: DistillModel, student_checkpoint: Checkpoint, text: Text, work: Path, recipe: Recipe
 ) -> DistillTrainer:
     """Return the training loop; ``work`` will hold its checkpoints."""
     callbacks: list[TrainerCallback] = []
     if recipe.grid != "none":
-        plan = make_plan(pupil, recipe.grid, recipe.grid_head)
+        plan = make_plan(student_checkpoint, recipe.grid, recipe.grid_head)
         callbacks.append(GridCallback(model.student, plan.grids()))
     if recipe.head_precision == "auto":
         callbacks.append(HeadPrecisionCallback(model, BF16_HEADS_ABOVE_NATS))

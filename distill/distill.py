@@ -15,7 +15,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from edgekd.distill.assemble import Master, Text, make_model, make_trainer, make_writer
+from edgekd.distill.assemble import TeacherSource, Text, make_model, make_trainer, make_writer
 from edgekd.distill.cache_format import LogitCache
 from edgekd.distill.cached_teacher import check_recipe, check_vocabulary
 from edgekd.distill.data import Document, read_documents
@@ -70,18 +70,18 @@ def distill(
     """
     progress = progress or Silence()
     with (
-        as_checkpoint(job.student, student_revision) as pupil,
-        _open_teacher(job, pupil, revision) as master,
+        as_checkpoint(job.student, student_revision) as student_checkpoint,
+        _open_teacher(job, student_checkpoint, revision) as teacher_source,
     ):
-        tokenizer = FileTokenizer(pupil.folder)
-        text = _read_text(job, pupil, tokenizer)
+        tokenizer = FileTokenizer(student_checkpoint.folder)
+        text = _read_text(job, student_checkpoint, tokenizer)
         machine = this_machine(with_speed=False)
-        check_fits(_plan(job, pupil, master, machine), job.recipe.force)
+        check_fits(_plan(job, student_checkpoint, teacher_source, machine), job.recipe.force)
         n_documents, n_rows = len(text.samples), len(text.rows)
         progress.say(f"{n_documents} samples, {n_rows} rows of {job.recipe.row_tokens} tokens")
         work = out.with_name(f".{out.name}.checkpoints")
-        model = make_model(pupil, master, text, job.recipe)
-        trainer = make_trainer(model, pupil, text, work, job.recipe)
+        model = make_model(student_checkpoint, teacher_source, text, job.recipe)
+        trainer = make_trainer(model, student_checkpoint, text, work, job.recipe)
         for callback in callbacks:
             trainer.add_callback(callback)
         trainer.writer = make_writer(text, job.recipe, tokenizer)
@@ -89,7 +89,12 @@ def distill(
         _train(trainer, resume, out, work, progress)
         if job.eval_data and not _was_just_evaluated(trainer):
             trainer.evaluate()
-        save_student(trainer, job, Lineage(master.source(), master.licence, pupil, tokenizer), out)
+        save_student(
+            trainer,
+            job,
+            Lineage(teacher_source.source(), teacher_source.licence, student_checkpoint, tokenizer),
+            out,
+        )
         if trainer.accelerator.is_main_process:
             shutil.rmtree(work, ignore_errors=True)
     log = trainer.state.log_history
@@ -117,39 +122,50 @@ def plan(
     """
     machine = named_machine(gpus) if gpus else this_machine(with_speed=True)
     with (
-        as_checkpoint(job.student, student_revision) as pupil,
-        _open_teacher(job, pupil, revision) as master,
+        as_checkpoint(job.student, student_revision) as student_checkpoint,
+        _open_teacher(job, student_checkpoint, revision) as teacher_source,
     ):
-        return _plan(job, pupil, master, machine)
+        return _plan(job, student_checkpoint, teacher_source, machine)
 
 
-def _plan(job: Job, pupil: Checkpoint, master: Master, machine: Machine) -> Plan:
-    teacher = None if job.recipe.hard_label_weight == 1 else master.checkpoint
-    is_cached = master.cache is not None
-    return plan_run(job.recipe, pupil, teacher, master.vocab_size, machine, is_cached=is_cached)
+def _plan(
+    job: Job, student_checkpoint: Checkpoint, teacher_source: TeacherSource, machine: Machine
+) -> Plan:
+    teacher = None if job.recipe.hard_label_weight == 1 else teacher_source.checkpoint
+    is_cached = teacher_source.cache is not None
+    return plan_run(
+        job.recipe,
+        student_checkpoint,
+        teacher,
+        teacher_source.vocab_size,
+        machine,
+        is_cached=is_cached,
+    )
 
 
 @contextmanager
-def _open_teacher(job: Job, pupil: Checkpoint, revision: str | None) -> Iterator[Master]:
-    """Yield the teacher of ``job`` after comparing its tokens with those of ``pupil``."""
-    tokenizer = FileTokenizer(pupil.folder)
+def _open_teacher(
+    job: Job, student_checkpoint: Checkpoint, revision: str | None
+) -> Iterator[TeacherSource]:
+    """Yield the teacher of ``job`` after comparing its tokens with those of the student."""
+    tokenizer = FileTokenizer(student_checkpoint.folder)
     if job.cache is not None:
         cache = LogitCache(Path(job.cache))
         check_recipe(job.recipe, cache)
-        check_vocabulary(cache, tokenizer, read_chat_template(pupil.folder))
-        yield Master(cache.identity.vocab_size, cache=cache)
+        check_vocabulary(cache, tokenizer, read_chat_template(student_checkpoint.folder))
+        yield TeacherSource(cache.identity.vocab_size, cache=cache)
         return
     assert job.teacher is not None
-    with as_checkpoint(job.teacher, revision) as master:
+    with as_checkpoint(job.teacher, revision) as teacher_source:
         if job.recipe.cross_tokenizer == "refuse":
-            vocab_size = common_vocabulary(tokenizer, FileTokenizer(master.folder))
+            vocab_size = common_vocabulary(tokenizer, FileTokenizer(teacher_source.folder))
         else:
             vocab_size = vocabulary_size(tokenizer)
-        yield Master(vocab_size, checkpoint=master)
+        yield TeacherSource(vocab_size, checkpoint=teacher_source)
 
 
-def _read_text(job: Job, pupil: Checkpoint, tokenizer: FileTokenizer) -> Text:
-    template, row_tokens = read_chat_template(pupil.folder), job.recipe.row_tokens
+def _read_text(job: Job, student_checkpoint: Checkpoint, tokenizer: FileTokenizer) -> Text:
+    template, row_tokens = read_chat_template(student_checkpoint.folder), job.recipe.row_tokens
 
     def read(sources: Sequence[str]) -> list[Document]:
         return cut(read_documents(sources, tokenizer, template), row_tokens) if sources else []

@@ -192,8 +192,8 @@ class GridCallback(TrainerCallback):  # type: ignore[misc]
     @torch.no_grad()
     def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Put the masters back, for the optimizer to move."""
-        for (parameter, _), master in zip(self._parameters, self._masters, strict=True):
-            parameter.copy_(master)
+        for (parameter, _), teacher_source in zip(self._parameters, self._masters, strict=True):
+            parameter.copy_(teacher_source)
         self._masters = []
 
 

@@ -122,13 +122,13 @@ def test_a_grid_step_uses_rounded_weights_and_moves_the_masters(student: Path) -
     model = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32)
     name = "model.layers.0.mlp.up_proj.weight"
     parameter = dict(model.named_parameters())[name]
-    master = parameter.detach().clone()
+    teacher_source = parameter.detach().clone()
     callback = GridCallback(model, {name: "q4_0"})
     callback.on_step_begin()
-    assert parameter.equal(fake_quantize(master, "q4_0"))
-    assert not parameter.equal(master)
+    assert parameter.equal(fake_quantize(teacher_source, "q4_0"))
+    assert not parameter.equal(teacher_source)
     callback.on_pre_optimizer_step()
-    assert parameter.equal(master)
+    assert parameter.equal(teacher_source)
 
 
 def test_different_tokenizers_are_refused_and_padding_is_not(
