@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from edgekd.export.checkpoint import Checkpoint, open_checkpoint
+from edgekd.export.plan import Quant, make_plan
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT_TEMPLATE = (
@@ -105,24 +106,32 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return open_checkpoint(folder)
 
 
+def make_gguf(checkpoint: Checkpoint, quant: Quant, folder: Path) -> Path:
+    """Write ``checkpoint`` as a GGUF file into ``folder`` and return where."""
+    from edgekd.export.to_gguf import write_gguf
+
+    path = folder / f"{checkpoint.folder.name}-{quant}.gguf"
+    write_gguf(checkpoint, make_plan(checkpoint, quant), path)
+    return path
+
+
+def make_onnx(checkpoint: Checkpoint, quant: Quant, folder: Path) -> Path:
+    """Write ``checkpoint`` as an ONNX folder into ``folder`` and return where."""
+    from edgekd.export.to_onnx import write_onnx
+
+    path = folder / f"{checkpoint.folder.name}-{quant}"
+    path.mkdir()
+    write_onnx(checkpoint, make_plan(checkpoint, quant), path)
+    return path
+
+
 @pytest.fixture(scope="session")
 def tiny_gguf(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny checkpoint as a Q4_0 GGUF."""
-    from edgekd.export.plan import make_plan
-    from edgekd.export.to_gguf import write_gguf
-
-    path = tmp_path_factory.mktemp("gguf") / "tiny-q4_0.gguf"
-    write_gguf(tiny, make_plan(tiny, "q4_0"), path)
-    return path
+    return make_gguf(tiny, "q4_0", tmp_path_factory.mktemp("gguf"))
 
 
 @pytest.fixture(scope="session")
 def tiny_onnx(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny checkpoint as an int4 ONNX folder."""
-    from edgekd.export.plan import make_plan
-    from edgekd.export.to_onnx import write_onnx
-
-    folder = tmp_path_factory.mktemp("onnx") / "tiny-int4"
-    folder.mkdir()
-    write_onnx(tiny, make_plan(tiny, "q4_0"), folder)
-    return folder
+    return make_onnx(tiny, "q4_0", tmp_path_factory.mktemp("onnx"))

@@ -5,23 +5,14 @@ from pathlib import Path
 import pytest
 
 from edgekd.export.checkpoint import Checkpoint
-from edgekd.export.plan import make_plan
+from tests.conftest import make_gguf, make_onnx
 
 
 @pytest.fixture(scope="session")
 def float_gguf(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from edgekd.export.to_gguf import write_gguf
-
-    path = tmp_path_factory.mktemp("gguf") / "tiny-f32.gguf"
-    write_gguf(tiny, make_plan(tiny, "f32"), path)
-    return path
+    return make_gguf(tiny, "f32", tmp_path_factory.mktemp("gguf"))
 
 
 @pytest.fixture(scope="session")
 def float_onnx(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from edgekd.export.to_onnx import write_onnx
-
-    folder = tmp_path_factory.mktemp("onnx") / "tiny-f32"
-    folder.mkdir()
-    write_onnx(tiny, make_plan(tiny, "f32"), folder)
-    return folder
+    return make_onnx(tiny, "f32", tmp_path_factory.mktemp("onnx"))
