@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import onnxruntime_genai as og
 import pytest
 
 from edgekd.export.checkpoint import Checkpoint
@@ -12,8 +13,6 @@ from edgekd.export.to_onnx import write_onnx
 from edgekd.runtime.loading import open_model
 from tests.conftest import TEXTS
 from tests.export.tiny_models import MODELS, save_model
-
-og = pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")
 
 N_TOKENS = 24
 MESSAGES = [
