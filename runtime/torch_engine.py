@@ -1,5 +1,6 @@
 """A checkpoint run by torch: the reference, and the engine of a model that is not exported."""
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +24,15 @@ class TorchEngine:
         self.model = model.eval()
         self.vocab_size = int(model.config.vocab_size)
         self.context_tokens = min(context_tokens, int(model.config.max_position_embeddings))
-        self._cache: Any = None
+        # transformers 5.24 renamed it.
+        names = inspect.signature(model.forward).parameters
+        self._cache_name = "cache" if "cache" in names else "past_key_values"
+        self._cache = self._new_cache()
 
     @property
     def position(self) -> int:
         """Number of tokens in the KV cache."""
-        return 0 if self._cache is None else int(self._cache.get_seq_length())
+        return int(self._cache.get_seq_length())
 
     def forward(self, ids: Sequence[int], *, every_logit: bool = False) -> "Logits":
         """Append ``ids``; return the logits after the last one [V], or after each [T, V]."""
@@ -38,24 +42,28 @@ class TorchEngine:
         with torch.inference_mode():
             output = self.model(
                 input_ids=torch.tensor([list(ids)], device=self.model.device),
-                past_key_values=self._cache,
                 use_cache=True,
                 logits_to_keep=0 if every_logit else 1,
+                **{self._cache_name: self._cache},
             )
-        self._cache = output.past_key_values
         logits_TV: Logits = output.logits[0].float().cpu().numpy()
         return logits_TV if every_logit else logits_TV[-1]
 
     def rewind(self, position: int = 0) -> None:
         """Forget every token from ``position`` on."""
         if position == 0:
-            self._cache = None
+            self._cache = self._new_cache()
         elif position < self.position:
             self._cache.crop(position - self.position)
 
     def close(self) -> None:
         """Free the model."""
         self._cache = self.model = None
+
+    def _new_cache(self) -> Any:
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self.model.config)
 
 
 def load_causal_lm(
