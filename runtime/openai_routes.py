@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 
 from edgekd.runtime.api_errors import ApiError
 from edgekd.runtime.chat_replies import ChatReply
 from edgekd.runtime.messages import GenerationRequest
 from edgekd.runtime.openai_replies import Envelope
 from edgekd.runtime.openai_requests import ChatRequest, CompletionRequest, GenerationFields
-from edgekd.runtime.sse import stream
+from edgekd.runtime.sse import answer
 from edgekd.runtime.text_replies import TextReply
 from edgekd.runtime.texts import Texts, new_id
 from edgekd.runtime.tool_calls import OPENING, call_grammar
@@ -81,27 +80,30 @@ def check_model(model: str | None, alias: str) -> None:
         raise ApiError(404, message, code="model_not_found", param="model")
 
 
+def chat_arguments(asked: ChatRequest) -> Json:
+    """Return what the engine process needs to render a chat."""
+    return {
+        "messages": [message.for_template() for message in asked.messages],
+        "tools": [tool.model_dump(exclude_none=True) for tool in asked.shown_tools()],
+        "variables": asked.chat_template_kwargs,
+    }
+
+
 async def _chat(served: Served, asked: ChatRequest, request: Request) -> Response:
     texts = served.texts
     forced = asked.forced_tools()
     grammar = call_grammar(forced) if forced else asked.form()
     found = await texts.call(
         "chat",
-        messages=[message.for_template() for message in asked.messages],
-        tools=[tool.model_dump(exclude_none=True) for tool in asked.shown_tools()],
         opening=OPENING if forced else "",
-        variables=asked.chat_template_kwargs,
+        **chat_arguments(asked),
     )
     logprobs = asked.top_logprobs if asked.logprobs else None
     requests = _requests(texts, asked, found["ids"], grammar, logprobs)
     envelope = Envelope(served.alias, is_chat=True)
     vocabulary = await texts.vocabulary() if asked.logprobs else None
     reply = ChatReply(asked, envelope, len(found["ids"]), vocabulary)
-    running = texts.run(request, requests)
-    if asked.stream:
-        return await stream(running, reply.parts)
-    async with running as run:
-        return JSONResponse(await reply.whole(run))
+    return await answer(texts.run(request, requests), reply, streamed=asked.stream)
 
 
 async def _complete(served: Served, asked: CompletionRequest, request: Request) -> Response:
@@ -117,11 +119,7 @@ async def _complete(served: Served, asked: CompletionRequest, request: Request) 
     vocabulary = await texts.vocabulary()
     envelope = Envelope(served.alias, is_chat=False)
     reply = TextReply(asked, envelope, prompts, vocabulary)
-    running = texts.run(request, requests)
-    if asked.stream:
-        return await stream(running, reply.parts)
-    async with running as run:
-        return JSONResponse(await reply.whole(run))
+    return await answer(texts.run(request, requests), reply, streamed=asked.stream)
 
 
 def _requests(

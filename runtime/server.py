@@ -130,6 +130,7 @@ def create_app(engine: EngineProcess, options: ServeOptions) -> "FastAPI":
 
     from edgekd.runtime.error_handlers import add_error_handlers
     from edgekd.runtime.http_guard import Guard, host_name
+    from edgekd.runtime.native_routes import native_routes
     from edgekd.runtime.openai_routes import Served, openai_routes
     from edgekd.runtime.status_routes import status_routes
 
@@ -144,6 +145,7 @@ def create_app(engine: EngineProcess, options: ServeOptions) -> "FastAPI":
     add_error_handlers(app)
     app.include_router(status_routes(texts))
     app.include_router(openai_routes(served))
+    app.include_router(native_routes(served))
     is_local = _is_loopback(options.host)
     hosts = LOOPBACK_HOSTS | {host_name(options.host)} if is_local else None
     app.add_middleware(Guard, options.api_key, hosts)

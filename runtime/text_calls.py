@@ -45,7 +45,7 @@ class TextCalls:
             text, add_special=add_special, parse_special=parse_special
         )
 
-    def _render(self, messages: list[Json], tools: list[Json], **variables: Any) -> str:
+    def _render(self, messages: list[Json], tools: list[Json], variables: Json) -> str:
         template = self._template()
         if tools and "tools" not in template.source:
             raise ModelError(
@@ -54,11 +54,9 @@ class TextCalls:
             )
         return template.render(messages, tools=tools, variables=variables)
 
-    def _chat(
-        self, messages: list[Json], tools: list[Json], opening: str = "", **variables: Any
-    ) -> Json:
+    def _chat(self, messages: list[Json], tools: list[Json], variables: Json, opening: str) -> Json:
         """Return prompt and ids of a chat whose reply begins with ``opening``."""
-        prompt = self._render(messages, tools, **variables) + opening
+        prompt = self._render(messages, tools, variables) + opening
         return {"prompt": prompt, "ids": encode_chat(self._model.tokenizer, prompt)}
 
     def _template(self) -> ChatTemplate:

@@ -100,7 +100,7 @@ class Texts:
         return kept
 
     def room(self, n_prompt: int) -> int:
-        """Return how many tokens fit behind a prompt.
+        """Return a number of tokens that no text behind a prompt can have more of.
 
         Raises:
             ApiError: not even the prompt does.
