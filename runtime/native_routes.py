@@ -86,7 +86,9 @@ def _add_status(router: APIRouter, served: Served) -> None:
                 "n_ctx": n_ctx,
                 "speculative": False,
                 "is_processing": False,
-                "params": settings_of(NativeRequest(prompt=""), None, n_ctx, served.alias),
+                "params": settings_of(
+                    NativeRequest.model_validate({"prompt": ""}), None, n_ctx, served.alias
+                ),
             },
             "total_slots": texts.info.n_slots,
             "model_alias": served.alias,

@@ -46,6 +46,7 @@ class CallReader:
         """Begin a reply, or the inside of a call whose mark is not part of the text."""
         self._held = BEGIN if in_call else ""
         self.n_calls = 0
+        self._space = ""
 
     def feed(self, text: str) -> Iterator[str | Call]:
         """Yield what is certain now that ``text`` is known."""
@@ -74,9 +75,16 @@ class CallReader:
             yield from self._say(held)
 
     def _say(self, text: str) -> Iterator[str]:
-        # Models put calls on lines of their own; the white space between them is nobody's text.
-        if text.strip() or (text and not self.n_calls):
-            yield text
+        """Yield ``text``, but not the white space that stands between calls and at the end."""
+        if not self.n_calls:
+            if text:
+                yield text
+            return
+        text = self._space + text
+        certain = text.rstrip()
+        self._space = text[len(certain) :]
+        if certain:
+            yield certain
 
     def _read(self, text: str) -> Call | None:
         """Return the call that ``text`` holds; None if it is none."""
@@ -89,6 +97,7 @@ class CallReader:
         arguments = found.get("arguments", found.get("parameters", {}))
         as_text = arguments if isinstance(arguments, str) else json.dumps(arguments)
         self.n_calls += 1
+        self._space = ""
         return Call(found["name"], as_text, f"call_{uuid.uuid4().hex[:24]}")
 
 
@@ -134,4 +143,5 @@ def _merge(target: Json, found: Any, name: str) -> None:
 
 def _possible_mark(text: str) -> int:
     """Return the length of the longest end of ``text`` that may begin a mark."""
-    return next((n for n in range(len(BEGIN) - 1, 0, -1) if BEGIN.startswith(text[-n:])), 0)
+    longest = min(len(BEGIN) - 1, len(text))
+    return next((n for n in range(longest, 0, -1) if BEGIN.startswith(text[-n:])), 0)
