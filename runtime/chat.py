@@ -8,6 +8,7 @@ from edgekd.runtime.chat_template import Message
 from edgekd.runtime.generate import generate
 from edgekd.runtime.loading import LoadedModel
 from edgekd.runtime.sampling import SamplingParams
+from edgekd.runtime.tokenizer import Tokenizer
 
 
 def chat(
@@ -42,8 +43,12 @@ def chat_prompt(loaded: LoadedModel, messages: Sequence[Message]) -> list[int]:
     """
     require_chat_template(loaded)
     assert loaded.chat_template is not None
-    tokenizer = loaded.tokenizer
-    ids = tokenizer.encode(loaded.chat_template.render(messages))
+    return encode_chat(loaded.tokenizer, loaded.chat_template.render(messages))
+
+
+def encode_chat(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """Return the ids of what a chat template rendered, with one BOS where there is one."""
+    ids = tokenizer.encode(prompt)
     # Some templates write the BOS that the tokenizer adds as well.
     is_doubled = len(ids) > 1 and ids[0] == ids[1] and tokenizer.token_bytes(ids[0]) == b""
     return ids[1:] if is_doubled else ids

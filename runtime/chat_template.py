@@ -43,14 +43,24 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = lambda layout: datetime.now().strftime(layout)
         self.source = source
-        self._special_tokens = special_tokens
+        self.special_tokens = special_tokens
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
             raise ModelError(f"the chat template is malformed: {error}") from error
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Message] = (),
+        variables: Message | None = None,
+    ) -> str:
         """Return the prompt text for ``messages``.
+
+        ``tools`` are functions that the model may call, in OpenAI's form; ``variables`` are the
+        model's own switches, such as ``enable_thinking``.
 
         Raises:
             ModelError: the template refuses these messages, or tries what the sandbox forbids.
@@ -61,9 +71,10 @@ class ChatTemplate:
         length = 0
         try:
             for part in self._template.generate(
+                **(variables or {}) | self.special_tokens,
                 messages=list(messages),
+                tools=list(tools) or None,
                 add_generation_prompt=add_generation_prompt,
-                **self._special_tokens,
             ):
                 parts.append(part)
                 length += len(part)

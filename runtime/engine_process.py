@@ -9,22 +9,20 @@ Example::
         for event in e.stream(request): ...
 """
 
-import json
 import logging
 import queue
-import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from itertools import count
 from types import TracebackType
 from typing import Any, Literal
 
 from edgekd import errors
 from edgekd.errors import EdgekdError, EngineError, EngineUnavailableError, QueueFullError
+from edgekd.runtime.engine_child import Child
 from edgekd.runtime.engine_worker import MAX_LINE_BYTES, WorkerSettings
 from edgekd.runtime.messages import (
     Event,
@@ -42,9 +40,9 @@ Deliver = Callable[[Event], None]
 
 HANG_S = 300.0
 """Silence after which a busy child is taken for hung; a step on a small device takes seconds."""
-STOP_S = 5.0
-"""Time for a child to end by itself."""
 MAX_PAUSE_S = 30.0
+MAX_CALLS = 64
+"""Texts that may wait for the tokenizer."""
 _LONG_LIFE_S = 30.0  # a child that lived so long is restarted at once when it dies
 
 _log = logging.getLogger("edgekd.engine")
@@ -75,9 +73,11 @@ class EngineProcess:
         self._hang_s = hang_s
         self._lock = threading.Lock()
         self._requests: dict[str, Deliver] = {}
+        self._calls: dict[int, Future[Any]] = {}
+        self._call_numbers = count()
         self._changed = threading.Condition(self._lock)
         self._fatal: EdgekdError | None = None
-        self._child: _Child | None = None
+        self._child: Child | None = None
         self._supervisor = threading.Thread(target=self._supervise, name="edgekd-engine")
         self._supervisor.start()
 
@@ -138,10 +138,8 @@ class EngineProcess:
         if len(line) > MAX_LINE_BYTES:
             raise EngineError(f"a request of {len(line)} bytes is too long; shorten the prompt")
         with self._lock:
-            if self.state != "ready" or self._child is None or self.info is None:
-                raise EngineUnavailableError(
-                    f"the engine is {self.state}; try again in a few seconds"
-                )
+            child = self._ready_child()
+            assert self.info
             most = self.info.n_slots + self._settings.max_waiting
             if len(self._requests) >= most:
                 raise QueueFullError(
@@ -149,7 +147,7 @@ class EngineProcess:
                 )
             assert request.id not in self._requests, "request ids must be unique"
             self._requests[request.id] = deliver
-            self._child.send(line)
+            child.send(line)
 
     def cancel(self, request_id: str) -> None:
         """End a request early; its last event says so. Harmless after its end."""
@@ -175,6 +173,29 @@ class EngineProcess:
         finally:
             self.cancel(request.id)
 
+    def call(self, name: str, **arguments: Any) -> "Future[Any]":
+        """Return what the child answers to a question about text; see edgekd.runtime.text_calls.
+
+        Its errors come with the future: those of the question, and EngineUnavailableError where
+        the child ends before it answers.
+
+        Raises:
+            EngineUnavailableError: the engine is loading, restarting or stopped.
+            QueueFullError: too many questions wait already.
+        """
+        with self._lock:
+            number = next(self._call_numbers)
+            line = to_line({"call": number, "name": name, "arguments": arguments})
+            if len(line) > MAX_LINE_BYTES:
+                raise EngineError(f"a text of {len(line)} bytes is too long; shorten it")
+            child = self._ready_child()
+            if len(self._calls) >= MAX_CALLS:
+                raise QueueFullError(f"{MAX_CALLS} texts wait for the tokenizer; try again later")
+            future: Future[Any] = Future()
+            self._calls[number] = future
+            child.send(line)
+        return future
+
     def wait_idle(self, timeout_s: float) -> bool:
         """Return whether every request ended within ``timeout_s``, for a graceful stop."""
         with self._changed:
@@ -190,6 +211,11 @@ class EngineProcess:
             child.end()
         self._supervisor.join()
 
+    def _ready_child(self) -> Child:
+        if self.state != "ready" or self._child is None:
+            raise EngineUnavailableError(f"the engine is {self.state}; try again in a few seconds")
+        return self._child
+
     def _supervise(self) -> None:
         """Keep a child running until closed."""
         n_early_deaths = 0
@@ -198,7 +224,7 @@ class EngineProcess:
             with self._lock:
                 if self.state == "stopped":
                     return
-                self._child = child = _Child(self._settings)
+                self._child = child = Child(self._settings)
             self._follow(child)
             cause = child.clean_up()
             lived_s = time.monotonic() - started_s
@@ -207,7 +233,7 @@ class EngineProcess:
                 return
             self._pause(0 if n_early_deaths < 2 else 2.0 ** (n_early_deaths - 2))
 
-    def _follow(self, child: "_Child") -> None:
+    def _follow(self, child: Child) -> None:
         """Pass on what ``child`` says until it ends or is taken for hung."""
         watch = threading.Thread(target=self._watch, args=(child,), daemon=True)
         watch.start()
@@ -230,6 +256,15 @@ class EngineProcess:
                     self.state = "ready"
                 self._fatal = None
                 self._changed.notify_all()
+        elif "call" in message:
+            with self._lock:
+                future = self._calls.pop(message["call"])
+            if not future.set_running_or_notify_cancel():
+                return  # who asked has gone
+            if "error" in message:
+                future.set_exception(_error_of(message["kind"], message["error"]))
+            else:
+                future.set_result(message["value"])
         else:
             self.snapshot = _snapshot_from(message["snapshot"])
             for event in events_from_json(message["events"]):
@@ -250,6 +285,7 @@ class EngineProcess:
         """Tell every request that the child is gone; return whether to start another one."""
         with self._changed:
             orphans, self._requests = self._requests, {}
+            calls, self._calls = self._calls, {}
             goes_on = self.state != "stopped" and (self._fatal is None or self.info is not None)
             if self.state != "stopped":
                 self.state = "restarting" if goes_on else "stopped"
@@ -258,6 +294,9 @@ class EngineProcess:
             self._changed.notify_all()
         if goes_on:
             _log.warning("the engine process ended (%s); starting another one", cause)
+        for future in calls.values():
+            if future.set_running_or_notify_cancel():
+                future.set_exception(EngineUnavailableError(f"the engine process ended ({cause})"))
         for request_id, deliver in orphans.items():
             message = f"the engine process ended ({cause}) while it worked on this; try again"
             _deliver(deliver, Failed(request_id, "engine_died", message))
@@ -268,7 +307,7 @@ class EngineProcess:
         with self._changed:
             self._changed.wait_for(lambda: self.state == "stopped", min(pause_s, MAX_PAUSE_S))
 
-    def _watch(self, child: "_Child") -> None:
+    def _watch(self, child: Child) -> None:
         """Kill ``child`` if it is silent too long while it has work."""
         while child.process.poll() is None:
             time.sleep(min(1.0, self._hang_s / 4))
@@ -276,62 +315,6 @@ class EngineProcess:
             if is_busy and child.silent_s() > self._hang_s:
                 _log.warning("the engine process is silent for %.0f s; killing it", self._hang_s)
                 child.process.kill()
-
-
-class _Child:
-    """One process, and a thread that writes to it so that nobody waits for a full pipe."""
-
-    def __init__(self, settings: WorkerSettings) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "edgekd.runtime.engine_worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        self._heard_s = time.monotonic()
-        self._outbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self._writer = threading.Thread(target=self._write, daemon=True)
-        self._writer.start()
-        self.send(to_line(asdict(settings)))
-
-    def send(self, line: bytes) -> None:
-        """Write ``line`` some time soon; an empty one ends the pipe."""
-        self._outbox.put(line)
-
-    def silent_s(self) -> float:
-        """Return for how long nothing was heard."""
-        return time.monotonic() - self._heard_s
-
-    def messages(self) -> Iterator[dict[str, Any]]:
-        """Yield what the process says, until it ends or breaks the rules."""
-        assert self.process.stdout
-        while (line := self.process.stdout.readline(MAX_LINE_BYTES)).endswith(b"\n"):
-            self._heard_s = time.monotonic()
-            yield json.loads(line)
-
-    def end(self) -> None:
-        """End the process if it has not ended, kindly first."""
-        self.send(b"")
-        try:
-            self.process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-    def clean_up(self) -> str:
-        """End the process and free its pipes; return how it ended. For the reading thread."""
-        self.end()
-        self._writer.join()
-        assert self.process.stdout
-        self.process.stdout.close()
-        code = self.process.returncode
-        return f"exit code {code}" if code >= 0 else _signal_name(-code)
-
-    def _write(self) -> None:
-        assert self.process.stdin
-        with suppress(BrokenPipeError), self.process.stdin:
-            while line := self._outbox.get():
-                self.process.stdin.write(line)
-                self.process.stdin.flush()
 
 
 def _deliver(deliver: Deliver, event: Event) -> None:
@@ -358,10 +341,3 @@ def _error_of(kind: str, message: str) -> EdgekdError:
     if not is_ours or found is errors.MissingExtraError:  # which takes other arguments
         return EdgekdError(message)
     return found(message)
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO
 
@@ -29,6 +30,7 @@ from edgekd.runtime.messages import (
     to_line,
 )
 from edgekd.runtime.scheduler import Scheduler
+from edgekd.runtime.text_calls import TextCalls
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
 """A line with a prompt of 1,000,000 tokens has 7 MB."""
@@ -48,7 +50,7 @@ class WorkerSettings:
 class _Worker:
     """One scheduler between two pipes."""
 
-    def __init__(self, model: BatchModel, settings: WorkerSettings, out: BinaryIO) -> None:
+    def __init__(self, model: BatchModel, settings: WorkerSettings, out: "_Out") -> None:
         self._model = model
         self._grammars: GrammarCompiler | None = None
         self._scheduler = Scheduler(
@@ -87,7 +89,7 @@ class _Worker:
             return
         self._sent_s = now_s
         snapshot = asdict(self._scheduler.snapshot())
-        _write(self._out, {"events": events_to_json(events), "snapshot": snapshot})
+        self._out.write({"events": events_to_json(events), "snapshot": snapshot})
 
     def _compile(self, grammar: Grammar) -> Matcher:
         if self._grammars is None:
@@ -100,18 +102,20 @@ def main() -> int:
     # The parent decides when to stop; a terminal or a service manager signals both.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    out = os.fdopen(os.dup(1), "wb")
+    out = _Out(os.fdopen(os.dup(1), "wb"))
     os.dup2(2, 1)  # what libraries print must not get between the lines
     first = json.loads(sys.stdin.buffer.readline(MAX_LINE_BYTES))
     settings = WorkerSettings(**{**first, "options": EngineOptions(**first["options"])})
     try:
         model = open_batch_model(settings.model, settings.options, settings.revision)
     except EdgekdError as error:
-        _write(out, {"fatal": str(error), "kind": type(error).__name__})
+        out.write({"fatal": str(error), "kind": type(error).__name__})
         return 1
-    _write(out, {"ready": _describe(model)})
+    out.write({"ready": _describe(model)})
     inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(inbox,), daemon=True).start()
+    calls: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(inbox, calls), daemon=True).start()
+    threading.Thread(target=_answer, args=(calls, TextCalls(model), out), daemon=True).start()
     try:
         _Worker(model, settings, out).run(inbox)
     except BrokenPipeError:  # the parent is gone
@@ -129,10 +133,34 @@ def _describe(model: BatchModel) -> dict[str, Any]:
     }
 
 
-def _read(inbox: "queue.SimpleQueue[bytes]") -> None:
+class _Out:
+    """The pipe to the parent, on which one line is written at a time."""
+
+    def __init__(self, pipe: BinaryIO) -> None:
+        self._pipe = pipe
+        self._lock = threading.Lock()
+
+    def write(self, message: dict[str, Any]) -> None:
+        line = to_line(message)
+        with self._lock:
+            self._pipe.write(line)
+            self._pipe.flush()
+
+
+def _answer(calls: "queue.SimpleQueue[dict[str, Any]]", texts: TextCalls, out: _Out) -> None:
+    """Answer questions about text, beside the engine's steps so that no stream waits for them."""
+    with suppress(BrokenPipeError):  # the parent is gone
+        while True:
+            out.write(texts.answer(calls.get()))
+
+
+def _read(inbox: "queue.SimpleQueue[bytes]", calls: "queue.SimpleQueue[dict[str, Any]]") -> None:
     """Pass on the lines of stdin; an empty one at the end, or where one is too long."""
     while True:
         line = sys.stdin.buffer.readline(MAX_LINE_BYTES)
+        if line.startswith(b'{"call"') and line.endswith(b"\n"):
+            calls.put(json.loads(line))
+            continue
         inbox.put(line if line.endswith(b"\n") else b"")
         if not line.endswith(b"\n"):
             return
@@ -144,11 +172,6 @@ def _drain(inbox: "queue.SimpleQueue[bytes]", *, wait: bool) -> list[bytes]:
     while not inbox.empty():
         lines.append(inbox.get())
     return lines
-
-
-def _write(out: BinaryIO, message: dict[str, Any]) -> None:
-    out.write(to_line(message))
-    out.flush()
 
 
 def _code_of(error: EdgekdError) -> FailureCode:

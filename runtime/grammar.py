@@ -107,7 +107,12 @@ class GrammarCompiler:
         native.compute_bitmask()  # some faults, such as a rule of itself alone, show only here
         if native.is_error():
             raise RecipeError(f"the {grammar.kind} is not accepted: {_first_line(native)}")
-        return LlguidanceMatcher(native, self._vocab_size)
+        matcher = LlguidanceMatcher(native, self._vocab_size)
+        try:
+            matcher.allowed()  # some grammars, such as root ::= root, turn out here to be empty
+        except EngineError as error:
+            raise RecipeError(f"the {grammar.kind} is not accepted: {error}") from error
+        return matcher
 
 
 class LlguidanceMatcher:

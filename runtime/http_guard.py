@@ -1,15 +1,17 @@
-"""What a request must pass before the app sees it: the host it asks for, its key, its length."""
+"""What a request must pass before the app sees it: the host it asks for, its key, its body."""
 
+import asyncio
 import hmac
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from fastapi import Response
-
-    from edgekd.runtime.openai_api import ApiError
+from edgekd.runtime.api_errors import ApiError, error_response
 
 MAX_BODY_BYTES = 1024 * 1024
+BODY_S = 30.0
+"""Time for a body to arrive."""
+OPEN_PATHS = frozenset({"/health", "/v1/health"})
+"""What needs no key."""
 
 _Scope = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -31,41 +33,53 @@ class Guard:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         headers = {name.lower(): value for name, value in scope["headers"]}
-        refusal = self._refusal(scope["path"], headers)
-        body = None if refusal else await _read_body(headers, receive)
-        if body is None:
-            response = error_response(refusal or _body_too_long())
-            return await response(scope, receive, send)
+        try:
+            self._check(scope["path"], headers)
+            async with asyncio.timeout(BODY_S):
+                body = await _read_body(headers, receive)
+        except TimeoutError:
+            late = ApiError(408, f"the body took over {BODY_S:.0f} s", code="body_too_slow")
+            return await error_response(late)(scope, receive, send)
+        except ApiError as error:
+            return await error_response(error)(scope, receive, send)
         return await self._app(scope, _replay(body, receive), send)
 
-    def _refusal(self, path: str, headers: dict[bytes, bytes]) -> "ApiError | None":
-        from edgekd.runtime.openai_api import ApiError
-
+    def _check(self, path: str, headers: dict[bytes, bytes]) -> None:
         host = host_name(headers.get(b"host", b"").decode("latin-1"))
         if self._hosts is not None and host not in self._hosts:
-            return ApiError(403, f"host {host!r} is not served here", code="host_not_allowed")
-        if self._key is None or path == "/health":
-            return None
+            raise ApiError(403, f"host {host!r} is not served here", code="host_not_allowed")
+        if self._key is None or path in OPEN_PATHS:
+            return
         scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
-        if scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), self._key):
-            return None
+        if scheme.lower() != b"bearer":
+            key = headers.get(b"x-api-key", b"")
+        if hmac.compare_digest(key.strip(), self._key):
+            return
         message = "the API key is missing or wrong; send it as Authorization: Bearer KEY"
         challenge = {"WWW-Authenticate": "Bearer"}
-        return ApiError(401, message, code="invalid_api_key", headers=challenge)
+        raise ApiError(401, message, code="invalid_api_key", headers=challenge)
 
 
-async def _read_body(headers: dict[bytes, bytes], receive: _Receive) -> bytes | None:
-    """Return the whole body; None if it is longer than allowed, whatever it was said to be."""
+async def _read_body(headers: dict[bytes, bytes], receive: _Receive) -> bytes:
+    """Return the whole body.
+
+    Raises:
+        ApiError: it is longer than allowed, whatever it was said to be.
+    """
     said = headers.get(b"content-length", b"0")
-    if not said.isdigit() or int(said) > MAX_BODY_BYTES:
-        return None
+    if not said.isdigit() or len(said) > 18 or int(said) > MAX_BODY_BYTES:
+        raise _body_too_long()
     body = bytearray()
     has_more = True
     while has_more and len(body) <= MAX_BODY_BYTES:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            break
         body += message.get("body", b"")
         has_more = message.get("more_body", False)
-    return None if len(body) > MAX_BODY_BYTES else bytes(body)
+    if len(body) > MAX_BODY_BYTES:
+        raise _body_too_long()
+    return bytes(body)
 
 
 def _replay(body: bytes, receive: _Receive) -> _Receive:
@@ -78,16 +92,7 @@ def _replay(body: bytes, receive: _Receive) -> _Receive:
     return replay
 
 
-def error_response(error: "ApiError") -> "Response":
-    """Return ``error`` as the client gets it."""
-    from fastapi.responses import JSONResponse
-
-    return JSONResponse(error.body, error.status, error.headers)
-
-
-def _body_too_long() -> "ApiError":
-    from edgekd.runtime.openai_api import ApiError
-
+def _body_too_long() -> ApiError:
     message = f"the body is longer than {MAX_BODY_BYTES} bytes; shorten it"
     return ApiError(413, message, code="body_too_long")
 

@@ -108,24 +108,32 @@ class LlamaCppTokenizer:
             i for i in range(n_tokens) if c.llama_vocab_is_eog(self._vocab, i)
         )
 
-    def encode(self, text: str) -> list[int]:
+    def encode(
+        self, text: str, *, add_special: bool = True, parse_special: bool = True
+    ) -> list[int]:
         """Return the ids of ``text``; names of special tokens in it become those tokens."""
         raw = text.encode("utf-8")
         room = len(raw) + 8  # at most one token a byte, and the ones added at the ends
         ids = (self._c.llama_token * room)()
-        count = self._c.llama_tokenize(self._vocab, raw, len(raw), ids, room, True, True)
+        count = self._c.llama_tokenize(
+            self._vocab, raw, len(raw), ids, room, add_special, parse_special
+        )
         if count < 0:
             raise EngineError(f"llama.cpp cannot tokenize a text of {len(raw)} bytes")
         return list(ids[:count])
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes of ``token_id``; none for a special token."""
-        return self._piece(token_id, 256)
+        return self._piece(token_id, 256, False)
 
-    def _piece(self, token_id: int, room: int) -> bytes:
+    def raw_token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes of ``token_id``, a special token's name included."""
+        return self._piece(token_id, 256, True)
+
+    def _piece(self, token_id: int, room: int, special: bool) -> bytes:
         buffer = ctypes.create_string_buffer(room)
-        length = self._c.llama_token_to_piece(self._vocab, token_id, buffer, room, 0, False)
-        return buffer.raw[:length] if length >= 0 else self._piece(token_id, -length)
+        length = self._c.llama_token_to_piece(self._vocab, token_id, buffer, room, 0, special)
+        return buffer.raw[:length] if length >= 0 else self._piece(token_id, -length, special)
 
 
 class LlamaCppVocabulary(LlamaCppTokenizer):

@@ -131,8 +131,10 @@ class Scheduler:
             QueueFullError: too many requests wait already.
             RecipeError: the request cannot be met, whatever the engine is doing.
         """
-        if len(self._waiting) >= self._max_waiting:
-            raise QueueFullError(f"{self._max_waiting} requests are waiting; try again later")
+        # A request that waits for no more than the next step has a slot, in effect.
+        most = self._engine.n_slots + self._max_waiting
+        if len(self._waiting) + len(self._running) >= most:
+            raise QueueFullError(f"{most} requests are running or waiting; try again later")
         self._check(request)
         matcher = None if request.grammar is None else self._matcher(request.grammar)
         stop_ids = self._tokenizer.stop_ids

@@ -1,79 +1,110 @@
-"""A local HTTP server that speaks OpenAI's API, for one model on one engine.
+"""A local HTTP server that speaks OpenAI's API and llama-server's, for one model.
 
-Requests take turns on the engine's only thread. Nothing is trusted: bodies are bounded, unknown
-fields refused, and a web page cannot reach the server through a name that it rebinds to loopback.
+The engine runs in a process of its own; this one only checks, queues and passes on. Nothing is
+trusted: bodies are bounded, unknown fields refused, and a web page cannot reach the server
+through a name that it rebinds to loopback.
 """
 
 import asyncio
 import ipaddress
-import json
-import logging
 import socket
-import time
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekd.errors import EdgekdError, MissingExtraError, RecipeError
-from edgekd.runtime.chat import chat_prompt
-from edgekd.runtime.generate import Piece
-from edgekd.runtime.http_guard import Guard, bracketed, error_response, host_name
-from edgekd.runtime.loading import LoadedModel
-from edgekd.runtime.turns import Job, Turns
+from edgekd.runtime.engine_process import EngineProcess
+from edgekd.runtime.engine_worker import WorkerSettings
+from edgekd.runtime.serve_metrics import Metrics
+from edgekd.runtime.texts import Texts
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI, Request, Response
-
-    from edgekd.runtime.openai_api import ChatRequest, CompletionRequest, ReplyShape
+    import uvicorn
+    from fastapi import FastAPI
 
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+TIMEOUT_S = 600.0
+DRAIN_S = 60
+"""Time for running requests to end after SIGTERM; a second signal ends them at once."""
 
-_log = logging.getLogger("uvicorn.error")
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """Where and as what a model is served."""
+
+    alias: str
+    host: str = "127.0.0.1"
+    port: int = 8080
+    api_key: str | None = None
+    timeout_s: float = TIMEOUT_S
+    """Longest life of a request, waiting included."""
+    access_log: bool = True
+
+    def __post_init__(self) -> None:
+        """Check what can be checked before anything starts.
+
+        Raises:
+            RecipeError: other machines could reach the host, and there is no key; the key is
+                empty; or the time limit is no time.
+        """
+        if self.api_key is None and not _is_loopback(self.host):
+            raise RecipeError(
+                f"host {self.host} can be reached from other machines, which needs an API key; "
+                "set one, or serve on 127.0.0.1"
+            )
+        if self.api_key is not None and not self.api_key.strip():
+            raise RecipeError("the API key is empty; give one, or leave it out to serve without")
+        if not 0 < self.timeout_s < float("inf"):
+            raise RecipeError(f"a time limit of {self.timeout_s} s is none; give more than 0")
 
 
 def serve(
-    loaded: LoadedModel,
-    alias: str,
-    host: str,
-    port: int,
-    api_key: str | None,
+    settings: WorkerSettings,
+    options: ServeOptions,
     announce: Callable[[str], None] = lambda url: None,
-    *,
-    access_log: bool = True,
 ) -> None:
-    """Return when the server is stopped (Ctrl-C); until then ``loaded`` answers as ``alias``.
+    """Return when the server is stopped (Ctrl-C, SIGTERM), running streams having ended.
 
-    ``announce`` gets the URL once the port is taken; port 0 takes a free one.
+    ``announce`` gets the URL when the model is ready; ``/health`` says 503 until then. Port 0
+    takes a free one.
 
     Raises:
-        RecipeError: other machines could reach ``host``, and there is no ``api_key``; or the
-            address cannot be listened on.
+        RecipeError: the address cannot be listened on.
+        EdgekdError: the model cannot be opened.
         MissingExtraError: fastapi or uvicorn is not installed.
     """
     try:
         import uvicorn
+
+        from edgekd.runtime.http_guard import bracketed
+        from edgekd.runtime.http_timeouts import MAX_HEAD_BYTES, TimedH11
     except ImportError as error:
-        raise MissingExtraError("fastapi", "serve") from error
-    is_local = _is_loopback(host)
-    if not is_local and api_key is None:
-        raise RecipeError(
-            f"host {host} can be reached from other machines, which needs an API key; "
-            "set one, or serve on 127.0.0.1"
-        )
-    hosts = LOOPBACK_HOSTS | {host_name(host)} if is_local else None
-    app = create_app(loaded, alias, api_key, allowed_hosts=hosts)
-    with _listen(host, port) as listener:
-        announce(f"http://{bracketed(host)}:{listener.getsockname()[1]}")
-        config = uvicorn.Config(
-            app,
-            timeout_graceful_shutdown=5,
-            server_header=False,
-            ws="none",
-            access_log=access_log,
-            log_level="info" if access_log else "warning",
-        )
-        uvicorn.Server(config).run([listener])
+        raise MissingExtraError("uvicorn", "serve") from error
+    _require_fastapi()
+    with _listen(options.host, options.port) as listener:
+        engine = EngineProcess(settings)
+        try:
+            config = uvicorn.Config(
+                create_app(engine, options),
+                http=TimedH11,
+                h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+                timeout_graceful_shutdown=DRAIN_S,
+                server_header=False,
+                ws="none",
+                lifespan="on",
+                access_log=options.access_log,
+                log_level="info" if options.access_log else "warning",
+            )
+            server = uvicorn.Server(config)
+            url = f"http://{bracketed(options.host)}:{listener.getsockname()[1]}"
+            opened = _Opening(engine, server, lambda: announce(url))
+            server.run([listener])
+        finally:
+            engine.close()
+        opened.result()
 
 
 def read_key(path: Path) -> str:
@@ -88,6 +119,67 @@ def read_key(path: Path) -> str:
         raise RecipeError(f"cannot read the API key from {path}: {error}") from error
 
 
+def create_app(engine: EngineProcess, options: ServeOptions) -> "FastAPI":
+    """Return the app that serves ``engine``, which it closes when it ends.
+
+    Raises:
+        MissingExtraError: fastapi is not installed.
+    """
+    _require_fastapi()
+    from fastapi import FastAPI
+
+    from edgekd.runtime.error_handlers import add_error_handlers
+    from edgekd.runtime.http_guard import Guard, host_name
+    from edgekd.runtime.native_routes import native_routes
+    from edgekd.runtime.openai_routes import Served, openai_routes
+    from edgekd.runtime.status_routes import status_routes
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(engine.close)
+
+    texts = Texts(engine, Metrics(), options.timeout_s)
+    served = Served(texts, options.alias)
+    app = FastAPI(title="edgekd", redoc_url=None, lifespan=lifespan)
+    add_error_handlers(app)
+    app.include_router(status_routes(texts))
+    app.include_router(openai_routes(served))
+    app.include_router(native_routes(served))
+    is_local = _is_loopback(options.host)
+    hosts = LOOPBACK_HOSTS | {host_name(options.host)} if is_local else None
+    app.add_middleware(Guard, options.api_key, hosts)
+    return app
+
+
+class _Opening:
+    """Waits for the model beside the server, which answers 503 meanwhile."""
+
+    def __init__(
+        self, engine: EngineProcess, server: "uvicorn.Server", announce: Callable[[], None]
+    ) -> None:
+        self._engine, self._server, self._announce = engine, server, announce
+        self._error: EdgekdError | None = None
+        self._thread = threading.Thread(target=self._wait, name="edgekd-opening", daemon=True)
+        self._thread.start()
+
+    def result(self) -> None:
+        """Return if the model could be opened, or nobody waits for it any more."""
+        self._thread.join()
+        if self._error:
+            raise self._error
+
+    def _wait(self) -> None:
+        try:
+            self._engine.wait_ready()
+        except EdgekdError as error:
+            if self._engine.state != "stopped" or not self._server.should_exit:
+                self._error = error
+            self._server.should_exit = True
+        else:
+            self._announce()
+
+
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0][0]
@@ -99,173 +191,11 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def create_app(
-    loaded: LoadedModel,
-    alias: str,
-    api_key: str | None,
-    *,
-    allowed_hosts: frozenset[str] | None = LOOPBACK_HOSTS,
-) -> "FastAPI":
-    """Return the app that serves ``loaded`` under the name ``alias``.
-
-    ``allowed_hosts`` are the names under which clients may call it; None allows any.
-
-    Raises:
-        RecipeError: the API key is empty.
-        MissingExtraError: fastapi is not installed.
-    """
+def _require_fastapi() -> None:
     try:
-        from fastapi import FastAPI
+        import fastapi  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("fastapi", "serve") from error
-    if api_key is not None and not api_key.strip():
-        raise RecipeError("the API key is empty; give one, or leave it out to serve without")
-    turns = Turns(loaded)
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
-        turns.close()
-
-    app = FastAPI(title="edgekd", openapi_url=None, lifespan=lifespan)
-    _add_error_handlers(app)
-    _add_routes(app, alias, turns)
-    app.add_middleware(Guard, api_key, allowed_hosts)
-    return app
-
-
-def _add_routes(app: "FastAPI", alias: str, turns: Turns) -> None:
-    from fastapi import Request, Response
-
-    from edgekd.runtime.openai_api import ChatRequest, CompletionRequest, Json, ReplyShape
-
-    started = int(time.time())
-
-    @app.get("/health")
-    async def health() -> Json:
-        return {"status": "ok"}
-
-    @app.get("/v1/models")
-    async def models() -> Json:
-        model = {"id": alias, "object": "model", "created": started, "owned_by": "edgekd"}
-        return {"object": "list", "data": [model]}
-
-    @app.post("/v1/chat/completions")
-    async def chat_completions(asked: ChatRequest, request: Request) -> Response:
-        _check_model(asked.model, alias)
-        messages = [message.for_template() for message in asked.messages]
-        prompt_ids = await asyncio.to_thread(chat_prompt, turns.loaded, messages)
-        return await _answer(turns, request, asked, prompt_ids, ReplyShape(alias, is_chat=True))
-
-    @app.post("/v1/completions")
-    async def completions(asked: CompletionRequest, request: Request) -> Response:
-        _check_model(asked.model, alias)
-        prompt_ids = await asyncio.to_thread(turns.loaded.tokenizer.encode, asked.prompt)
-        return await _answer(turns, request, asked, prompt_ids, ReplyShape(alias, is_chat=False))
-
-
-def _add_error_handlers(app: "FastAPI") -> None:
-    from fastapi import Request, Response
-    from fastapi.exceptions import HTTPException, RequestValidationError
-    from starlette.exceptions import HTTPException as BaseHTTPException
-
-    from edgekd.runtime.openai_api import ApiError, as_api_error, describe_faults
-
-    async def handle(request: Request, error: Exception) -> Response:
-        if isinstance(error, RequestValidationError):
-            error = ApiError(400, describe_faults(error.errors()), code="invalid_request")
-        elif isinstance(error, BaseHTTPException):
-            error = ApiError(error.status_code, error.detail, code="invalid_request")
-        return error_response(as_api_error(error))
-
-    for kind in (ApiError, EdgekdError, RequestValidationError, HTTPException, Exception):
-        app.add_exception_handler(kind, handle)
-    app.add_exception_handler(BaseHTTPException, handle)
-
-
-async def _answer(
-    turns: Turns,
-    request: "Request",
-    asked: "ChatRequest | CompletionRequest",
-    prompt_ids: list[int],
-    shape: "ReplyShape",
-) -> "Response":
-    """Return the reply to ``prompt_ids``, whole or as a stream."""
-    from fastapi.responses import JSONResponse, StreamingResponse
-
-    context_tokens = turns.loaded.engine.context_tokens
-    _check_length(len(prompt_ids), context_tokens)
-    job = turns.submit(prompt_ids, asked.sampling(context_tokens))
-    job.watch(request)
-    try:
-        first = await job.next()  # what fails before the first token has a status of its own
-        if not asked.stream:
-            return JSONResponse(await _whole(job, first, shape))
-    except BaseException:
-        job.close()
-        raise
-    events = _events(job, first, shape, asked.stream_options.include_usage)
-    return StreamingResponse(events, media_type="text/event-stream")
-
-
-async def _whole(job: Job, piece: Piece, shape: "ReplyShape") -> dict[str, Any]:
-    from edgekd.runtime.openai_api import usage
-
-    text, n_tokens = piece.text, 1
-    while piece.finish_reason is None:
-        piece = await job.next()
-        text += piece.text
-        n_tokens += 1
-    job.close()
-    return shape.whole(text, piece.finish_reason, usage(job.n_prompt, n_tokens))
-
-
-async def _events(
-    job: Job, piece: Piece, shape: "ReplyShape", with_usage: bool
-) -> AsyncIterator[str]:
-    """Yield the reply as server-sent events; an engine that fails midway is the last of them."""
-    from edgekd.runtime.openai_api import as_api_error, usage
-
-    blank = {"usage": None} if with_usage else {}
-    n_tokens = 1
-    try:
-        for part in shape.opening() + shape.part(piece.text, piece.finish_reason):
-            yield _event(part | blank)
-        while piece.finish_reason is None:
-            piece = await job.next()
-            n_tokens += 1
-            for part in shape.part(piece.text, piece.finish_reason):
-                yield _event(part | blank)
-        if with_usage:
-            yield _event(shape.counts(usage(job.n_prompt, n_tokens)))
-        yield "data: [DONE]\n\n"
-    except Exception as error:
-        _log.warning("a stream ended early: %s", error)
-        yield _event(as_api_error(error).body)
-    finally:
-        job.close()
-
-
-def _event(part: dict[str, Any]) -> str:
-    return f"data: {json.dumps(part, ensure_ascii=False)}\n\n"
-
-
-def _check_model(model: str | None, alias: str) -> None:
-    from edgekd.runtime.openai_api import ApiError
-
-    if model not in (None, alias):
-        message = f"there is no model {model!r} here, only {alias!r}; leave the name out or use it"
-        raise ApiError(404, message, code="model_not_found")
-
-
-def _check_length(n_tokens: int, context_tokens: int) -> None:
-    from edgekd.runtime.openai_api import ApiError
-
-    if n_tokens > context_tokens:
-        message = (
-            f"the prompt has {n_tokens} tokens, the context holds {context_tokens}; shorten it"
-        )
-        raise ApiError(400, message, code="context_length_exceeded")
 
 
 def _is_loopback(host: str) -> bool:

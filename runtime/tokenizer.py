@@ -25,11 +25,20 @@ class Tokenizer(Protocol):
     stop_ids: frozenset[int]
     """Ids that end a reply."""
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of ``text``; names of special tokens in it become those tokens."""
+    def encode(
+        self, text: str, *, add_special: bool = True, parse_special: bool = True
+    ) -> list[int]:
+        """Return the ids of ``text``.
+
+        ``add_special`` adds the tokens that a text begins or ends with; ``parse_special`` lets
+        names of special tokens in it become those tokens.
+        """
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes that ``token_id`` stands for; none for a special token."""
+
+    def raw_token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes of ``token_id``, a special token's name included."""
 
 
 class FileTokenizer:
@@ -45,9 +54,12 @@ class FileTokenizer:
         self.config = read_json(folder / "tokenizer_config.json")
         self.stop_ids = _stop_ids(folder, self)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(
+        self, text: str, *, add_special: bool = True, parse_special: bool = True
+    ) -> list[int]:
         """Return the ids of ``text``, with the tokens the post-processor adds (BOS)."""
-        return list(self.core.encode(text).ids)
+        core = self.core if parse_special else self._plain_core
+        return list(core.encode(text, add_special_tokens=add_special).ids)
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes of ``token_id``; none for a special token."""
@@ -72,6 +84,13 @@ class FileTokenizer:
     def special_ids(self) -> frozenset[int]:
         """Ids that stand for no text: BOS, EOS, chat marks."""
         return frozenset(i for i, token in self._added.items() if token.special)
+
+    @cached_property
+    def _plain_core(self) -> "tokenizers.Tokenizer":
+        """The same tokenizer, to which names of special tokens are text."""
+        core = type(self.core).from_str(self.core.to_str())
+        core.encode_special_tokens = True
+        return core
 
     @cached_property
     def _added(self) -> dict[int, Any]:

@@ -4,6 +4,7 @@ Nothing heavy is imported before a command runs, so ``--help`` stays instant.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -220,29 +221,61 @@ def serve(
     model: Model,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8080,
-    api_key_file: Annotated[Path | None, typer.Option(help="File with the key.")] = None,
-    ctx: Context = 2048,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="File with the key, else in $EDGEKD_API_KEY.")
+    ] = None,
+    alias: Annotated[str | None, typer.Option(help="Name of the model in the API.")] = None,
+    parallel: Annotated[int, typer.Option(help="Requests that run side by side.")] = 4,
+    queue: Annotated[int, typer.Option(help="Requests that may wait; the rest get 429.")] = 32,
+    timeout: Annotated[float, typer.Option(help="Seconds a request may take, waiting too.")] = 600,
+    ctx: Annotated[int, typer.Option(help="Tokens of context of each request.")] = 2048,
     threads: Threads = None,
+    gpu_layers: Annotated[
+        int | None, typer.Option(help="Layers on the GPU, -1 for all (GGUF).")
+    ] = None,
+    kv_type: Annotated[
+        Literal["f32", "f16", "bf16", "q8_0", "q4_0"],
+        typer.Option(help="Type of the KV cache (GGUF)."),
+    ] = "f16",
+    ep: Annotated[str, typer.Option(help="ONNX execution provider, cpu or one by name.")] = "cpu",
     revision: Revision = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Serve MODEL over the OpenAI API; --json prints where, once it listens."""
+    """Serve MODEL over the OpenAI API; --json prints where, once the model is ready."""
     need("serve", "fastapi", "uvicorn")
-    from edgekd.runtime.loading import open_model
-    from edgekd.runtime.server import read_key
+    from edgekd.runtime.batch_engine import EngineOptions
+    from edgekd.runtime.engine_worker import WorkerSettings
+    from edgekd.runtime.loading import default_threads
+    from edgekd.runtime.server import ServeOptions, read_key
     from edgekd.runtime.server import serve as serve_model
 
-    key = read_key(api_key_file) if api_key_file else None
-    loaded = open_model(model, context_tokens=ctx, n_threads=threads, revision=revision)
-    alias = Path(model).name
+    if queue < 0:
+        raise typer.BadParameter(f"{queue} is less than none", param_hint="--queue")
+    options = ServeOptions(
+        alias=alias or Path(model).name,
+        host=host,
+        port=port,
+        api_key=read_key(api_key_file) if api_key_file else os.environ.get("EDGEKD_API_KEY"),
+        timeout_s=timeout,
+        access_log=not quiet,
+    )
+    engine = EngineOptions(
+        context_tokens=ctx,
+        n_slots=parallel,
+        n_threads=threads or default_threads(),
+        gpu_layers=gpu_layers,
+        kv_type=kv_type,
+        provider=ep,
+    )
+    settings = WorkerSettings(model=model, options=engine, max_waiting=queue, revision=revision)
 
     def announce(url: str) -> None:
-        document = {"url": url, "model": alias, "api": f"{url}/v1"}
-        print_result(document, as_json, f"{alias} at {url}/v1; Ctrl-C stops")
+        document = {"url": url, "model": options.alias, "api": f"{url}/v1"}
+        print_result(document, as_json, f"{options.alias} at {url}/v1; Ctrl-C stops")
         sys.stdout.flush()
 
-    serve_model(loaded, alias, host, port, key, announce, access_log=not quiet)
+    serve_model(settings, options, announce)
 
 
 @app.command()

@@ -198,13 +198,16 @@ def test_requests_start_in_the_order_they_came(scheduler: Scheduler) -> None:
 
 
 def test_a_full_queue_refuses_and_recovers(model: BatchModel) -> None:
-    scheduler = Scheduler(model.engine, model.tokenizer, max_waiting=2)
-    for name in "ab":
-        scheduler.submit(ask(name, [5]))
-    with pytest.raises(QueueFullError, match="2 requests are waiting"):
-        scheduler.submit(ask("c", [5]))
-    scheduler.step()
-    assert scheduler.snapshot().n_running == 2
+    n_slots = model.engine.n_slots
+    scheduler = Scheduler(model.engine, model.tokenizer, max_waiting=1)
+    for index in range(n_slots + 1):  # nothing has a slot yet, but all but one will
+        scheduler.submit(ask(f"r{index}", [index + 5]))
+    for _ in range(2):
+        with pytest.raises(QueueFullError, match=f"{n_slots + 1} requests are running or waiting"):
+            scheduler.submit(ask("late", [5]))
+        scheduler.step()
+        assert scheduler.snapshot().n_running == n_slots
+    run(scheduler, [])
     assert ids_of(run(scheduler, [ask("d", [5])]), "d")
 
 

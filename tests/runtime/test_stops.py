@@ -13,10 +13,15 @@ class ByteTokenizer:
 
     stop_ids: frozenset[int] = frozenset()
 
-    def encode(self, text: str) -> list[int]:
+    def encode(
+        self, text: str, *, add_special: bool = True, parse_special: bool = True
+    ) -> list[int]:
         return list(text.encode())
 
     def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id])
+
+    def raw_token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id])
 
 

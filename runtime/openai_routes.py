@@ -1,0 +1,147 @@
+"""OpenAI's routes: /v1/models, /v1/chat/completions and /v1/completions, with and without /v1."""
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, Request, Response
+
+from edgekd.runtime.api_errors import ApiError
+from edgekd.runtime.chat_replies import ChatReply
+from edgekd.runtime.messages import GenerationRequest
+from edgekd.runtime.openai_replies import Envelope
+from edgekd.runtime.openai_requests import ChatRequest, CompletionRequest, GenerationFields
+from edgekd.runtime.sse import answer
+from edgekd.runtime.text_replies import TextReply
+from edgekd.runtime.texts import Texts, new_id
+from edgekd.runtime.tool_calls import OPENING, call_grammar
+
+if TYPE_CHECKING:
+    from edgekd.runtime.grammar import Grammar
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Served:
+    """The one model of a server."""
+
+    texts: Texts
+    alias: str
+
+
+def openai_routes(served: Served) -> APIRouter:
+    """Return the routes for ``served``."""
+    router = APIRouter(tags=["OpenAI"])
+    started = int(time.time())
+
+    @router.get("/v1/models")
+    @router.get("/models", include_in_schema=False)
+    async def models() -> Json:
+        return {"object": "list", "data": [await describe_model(served, started)]}
+
+    @router.get("/v1/models/{name}")
+    async def model(name: str) -> Json:
+        check_model(name, served.alias)
+        return await describe_model(served, started)
+
+    @router.post("/v1/chat/completions")
+    @router.post("/chat/completions", include_in_schema=False)
+    async def chat_completions(asked: ChatRequest, request: Request) -> Response:
+        check_model(asked.model, served.alias)
+        return await _chat(served, asked, request)
+
+    @router.post("/v1/completions")
+    async def completions(asked: CompletionRequest, request: Request) -> Response:
+        check_model(asked.model, served.alias)
+        return await _complete(served, asked, request)
+
+    return router
+
+
+async def describe_model(served: Served, started: int) -> Json:
+    """Return the entry of the model in a list of models."""
+    model = {"id": served.alias, "object": "model", "created": started, "owned_by": "edgekd"}
+    info = served.texts.engine.info
+    meta = {"n_vocab": info.vocab_size, "n_ctx": info.context_tokens} if info else None
+    return model | {"meta": meta}
+
+
+def check_model(model: str | None, alias: str) -> None:
+    """Return only if ``model`` is the one that is served; it is a name, never a path.
+
+    Raises:
+        ApiError: it is not.
+    """
+    if model not in (None, alias):
+        message = (
+            f"there is no model {model[:100]!r} here, only {alias!r}; leave the name out or use it"
+        )
+        raise ApiError(404, message, code="model_not_found", param="model")
+
+
+def chat_arguments(asked: ChatRequest) -> Json:
+    """Return what the engine process needs to render a chat."""
+    return {
+        "messages": [message.for_template() for message in asked.messages],
+        "tools": [tool.model_dump(exclude_none=True) for tool in asked.shown_tools()],
+        "variables": asked.chat_template_kwargs,
+    }
+
+
+async def _chat(served: Served, asked: ChatRequest, request: Request) -> Response:
+    texts = served.texts
+    forced = asked.forced_tools()
+    grammar = call_grammar(forced) if forced else asked.form()
+    found = await texts.call(
+        "chat",
+        opening=OPENING if forced else "",
+        **chat_arguments(asked),
+    )
+    logprobs = asked.top_logprobs if asked.logprobs else None
+    requests = _requests(texts, asked, found["ids"], grammar, logprobs)
+    envelope = Envelope(served.alias, is_chat=True)
+    vocabulary = await texts.vocabulary() if asked.logprobs else None
+    reply = ChatReply(asked, envelope, len(found["ids"]), vocabulary)
+    return await answer(texts.run(request, requests), reply, streamed=asked.stream)
+
+
+async def _complete(served: Served, asked: CompletionRequest, request: Request) -> Response:
+    texts = served.texts
+    prompts = [await texts.encode(prompt) for prompt in asked.prompts()]
+    requests = [
+        each
+        for ids in prompts
+        for each in _requests(
+            texts, asked, ids, asked.form(), asked.logprobs, asked.prompt_scores()
+        )
+    ]
+    vocabulary = await texts.vocabulary()
+    envelope = Envelope(served.alias, is_chat=False)
+    reply = TextReply(asked, envelope, prompts, vocabulary)
+    return await answer(texts.run(request, requests), reply, streamed=asked.stream)
+
+
+def _requests(
+    texts: Texts,
+    asked: GenerationFields,
+    ids: list[int],
+    grammar: "Grammar | None",
+    logprobs: int | None,
+    prompt_logprobs: int | None = None,
+) -> list[GenerationRequest]:
+    """Return a request for each choice of one prompt."""
+    room = texts.room(len(ids))
+    return [
+        GenerationRequest(
+            id=new_id(),
+            prompt_ids=tuple(ids),
+            params=asked.sampling(room, logprobs, index),
+            grammar=grammar,
+            deadline_s=texts.timeout_s,
+            slot=None if asked.id_slot < 0 else asked.id_slot,
+            reuse_prefix=asked.cache_prompt,
+            prompt_logprobs=prompt_logprobs,
+        )
+        for index in range(asked.n)
+    ]

@@ -1,0 +1,209 @@
+"""Requests from the event loop to the engine process, and their events back.
+
+A run is what one HTTP request asks for: one text, or several side by side. Who leaves it early,
+by an error or because the client has gone, cancels what is left of it.
+"""
+
+import asyncio
+import uuid
+from base64 import b64decode
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from edgekd.errors import EngineUnavailableError
+from edgekd.runtime.api_errors import ApiError, failure
+from edgekd.runtime.engine_process import EngineInfo, EngineProcess
+from edgekd.runtime.grammar import check_grammar
+from edgekd.runtime.messages import Event, Failed, Finished, GenerationRequest, Started
+from edgekd.runtime.serve_metrics import Metrics
+
+if TYPE_CHECKING:
+    from fastapi import Request
+
+CALL_S = 60.0
+"""A megabyte of text is tokenized in about a second, on small devices in ten."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The bytes of every token."""
+
+    tokens: tuple[bytes, ...]
+    """Names of special tokens included."""
+    special: frozenset[int]
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """Return the bytes of a token, a special token's name included."""
+        return self.tokens[token_id] if 0 <= token_id < len(self.tokens) else b""
+
+    def text_of(self, token_id: int) -> str:
+        """Return the text of a token; a part of a character shows as a replacement mark."""
+        return self.bytes_of(token_id).decode("utf-8", "replace")
+
+
+class Texts:
+    """One engine process, as the server's routes use it."""
+
+    def __init__(self, engine: EngineProcess, metrics: Metrics, timeout_s: float) -> None:
+        """Ask ``engine``; no request lives longer than ``timeout_s``."""
+        self.engine = engine
+        self.metrics = metrics
+        self.timeout_s = timeout_s
+        self._facts: dict[str, Any] = {}
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the engine is.
+
+        Raises:
+            EngineUnavailableError: it never was ready yet.
+        """
+        if self.engine.info is None:
+            raise EngineUnavailableError(f"the engine is {self.engine.state}; try again later")
+        return self.engine.info
+
+    async def call(self, name: str, **arguments: Any) -> Any:
+        """Return the answer to a question about text.
+
+        Raises:
+            EngineUnavailableError: the engine is down, or takes too long.
+        """
+        future = self.engine.call(name, **arguments)
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(future), CALL_S)
+        except TimeoutError as error:
+            raise EngineUnavailableError(f"the tokenizer took over {CALL_S:.0f} s") from error
+
+    async def encode(self, prompt: str | list[int], **flags: bool) -> list[int]:
+        """Return the ids of a prompt that may be ids already."""
+        if isinstance(prompt, list):
+            return prompt
+        found: list[int] = await self.call("encode", text=prompt, **flags)
+        return found
+
+    async def vocabulary(self) -> Vocabulary:
+        """Return the vocabulary, which is the same for every process of the model."""
+        if "vocabulary" not in self._facts:
+            found = await self.call("vocabulary")
+            tokens = tuple(map(b64decode, found["tokens"]))
+            self._facts["vocabulary"] = Vocabulary(tokens, frozenset(found["special"]))
+        kept: Vocabulary = self._facts["vocabulary"]
+        return kept
+
+    async def describe(self) -> dict[str, Any]:
+        """Return what the model's files say; see edgekd.runtime.text_calls."""
+        if "model" not in self._facts:
+            self._facts["model"] = await self.call("describe")
+        kept: dict[str, Any] = self._facts["model"]
+        return kept
+
+    def room(self, n_prompt: int) -> int:
+        """Return a number of tokens that no text behind a prompt can have more of.
+
+        Raises:
+            ApiError: not even the prompt does.
+        """
+        context_tokens = self.info.context_tokens
+        if n_prompt > context_tokens:
+            message = (
+                f"the prompt has {n_prompt} tokens, the context holds {context_tokens}; shorten it"
+            )
+            raise ApiError(400, message, code="context_length_exceeded", param="prompt")
+        return context_tokens
+
+    @asynccontextmanager
+    async def run(
+        self, client: "Request", requests: Sequence[GenerationRequest]
+    ) -> AsyncIterator["Run"]:
+        """Run ``requests`` side by side; leaving cancels those that have not ended.
+
+        Raises:
+            ApiError: a request has no chance.
+            QueueFullError: too many requests wait already.
+        """
+        for request in requests:
+            if request.grammar:
+                check_grammar(request.grammar)
+        run = Run(self)
+        watch = asyncio.create_task(_until_gone(client, run))
+        try:
+            for request in requests:
+                run.submit(request)
+            yield run
+        finally:
+            watch.cancel()
+            run.close()
+
+
+@dataclass
+class Run:
+    """Texts in the making."""
+
+    texts: Texts
+    open: dict[str, int] = field(default_factory=dict)
+    """The index of every request that has not ended."""
+    _arrived: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
+    _first: list[tuple[int, Event]] = field(default_factory=list)
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Hand one more request to the engine."""
+        loop = asyncio.get_running_loop()
+        index = len(self.open)
+        track = self.texts.metrics.follow(request)
+
+        def deliver(event: Event) -> None:
+            track(event)
+            with suppress(RuntimeError):  # the server was stopped, and its event loop with it
+                loop.call_soon_threadsafe(self._arrived.put_nowait, event)
+
+        self.texts.engine.submit(request, deliver)
+        self.open[request.id] = index
+
+    async def begin(self) -> None:
+        """Return when the first text begins: what fails until then has a status of its own."""
+        while True:
+            found = await self._next()
+            self._first.append(found)
+            if not isinstance(found[1], Started):
+                return
+
+    async def events(self) -> AsyncIterator[tuple[int, Event]]:
+        """Yield each event with its request's index, until the last text ends.
+
+        Raises:
+            ApiError: one of them failed.
+        """
+        for found in self._first:
+            yield found
+        while self.open:
+            yield await self._next()
+
+    def close(self) -> None:
+        """Cancel what has not ended."""
+        for request_id in self.open:
+            self.texts.engine.cancel(request_id)
+        self.open.clear()
+
+    async def _next(self) -> tuple[int, Event]:
+        event = await self._arrived.get()
+        index = self.open[event.id]
+        if isinstance(event, Finished | Failed):
+            del self.open[event.id]
+        if isinstance(event, Failed):
+            raise failure(event)
+        return index, event
+
+
+def new_id() -> str:
+    """Return a request id that no other request has."""
+    return uuid.uuid4().hex
+
+
+async def _until_gone(client: "Request", run: Run) -> None:
+    """Cancel ``run`` when the client hangs up; each wakes up who waits for events."""
+    while (await client.receive())["type"] != "http.disconnect":
+        pass
+    for request_id in list(run.open):
+        run.texts.engine.cancel(request_id)
