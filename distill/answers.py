@@ -15,7 +15,7 @@ from edgekd.distill.cache_source import Endpoint
 from edgekd.errors import DataError, EngineError, MissingExtraError
 from edgekd.files import disk_errors
 from edgekd.progress import Progress, Silence
-from edgekd.runtime.chat import chat_prompt
+from edgekd.runtime.chat_prompt import chat_prompt
 from edgekd.runtime.generate import generate
 from edgekd.runtime.loading import open_model
 from edgekd.runtime.sampling import SamplingParams

@@ -10,7 +10,7 @@ from typing import Any
 
 from edgekd.errors import EdgekdError, EngineError, ModelError
 from edgekd.runtime.batch_loading import BatchModel
-from edgekd.runtime.chat import encode_chat
+from edgekd.runtime.chat_prompt import encode_chat
 from edgekd.runtime.chat_template import ChatTemplate
 
 Json = dict[str, Any]

@@ -19,6 +19,7 @@ from edgekd.cli_options import (
     Quiet,
     Revision,
     Threads,
+    ask_line,
     need,
     parse_bytes,
     print_result,
@@ -281,38 +282,43 @@ def serve(
 @app.command()
 def chat(
     model: Model,
+    system: Annotated[str, typer.Option(help="How the model is to behave.")] = "",
     temperature: Annotated[float, typer.Option(help="0 picks the likeliest token.")] = 0.0,
-    max_tokens: Annotated[int, typer.Option(help="Tokens in one reply.")] = 256,
+    max_tokens: Annotated[int, typer.Option(help="Tokens in one reply.")] = 512,
     ctx: Context = 2048,
     threads: Threads = None,
     revision: Revision = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Talk to MODEL; /new starts over, /exit or end of input leaves.
+    """Talk to MODEL; /help lists what can be typed, /exit or end of input leaves.
 
     With --json the last line of output is the conversation.
     """
+    from edgekd.runtime.batch_engine import EngineOptions
+    from edgekd.runtime.chat import Terminal
     from edgekd.runtime.chat import chat as chat_with
-    from edgekd.runtime.loading import open_model
+    from edgekd.runtime.engine_process import EngineProcess
+    from edgekd.runtime.engine_worker import WorkerSettings
+    from edgekd.runtime.loading import default_threads
     from edgekd.runtime.sampling import SamplingParams
 
     params = SamplingParams(temperature=temperature, max_tokens=max_tokens)
-    loaded = open_model(model, context_tokens=ctx, n_threads=threads, revision=revision)
+    options = EngineOptions(context_tokens=ctx, n_threads=threads or default_threads())
+    settings = WorkerSettings(model=model, options=options, max_waiting=1, revision=revision)
     spoken = sys.stderr if as_json else sys.stdout
-
-    def ask() -> str:
-        prompt = "" if quiet else "> "
-        if not as_json:
-            return input(prompt)
-        print(prompt, end="", file=spoken, flush=True)
-        return input()
 
     def say(text: str) -> None:
         if not (as_json and quiet):
             print(text, end="", file=spoken, flush=True)
 
-    messages = chat_with(loaded, params, ask, say)
+    def note(text: str) -> None:
+        if not quiet:
+            print(f"[{text}]", file=sys.stderr)
+
+    terminal = Terminal(lambda prompt: ask_line("" if quiet else prompt, spoken), say, note)
+    with EngineProcess(settings) as engine:
+        messages = chat_with(engine, params, terminal, system)
     if as_json:
         print(json.dumps({"messages": messages}))
 

@@ -4,9 +4,11 @@ import inspect
 import json
 import os
 import re
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -90,6 +92,27 @@ def is_first_rank() -> bool:
 def print_result(document: Any, as_json: bool, text: str) -> None:
     """Print the result of a command: for programs, or for people."""
     print(json.dumps(document) if as_json else text)
+
+
+def ask_line(prompt: str, spoken: TextIO) -> str:
+    """Return the next line that is typed, with the arrow keys' history on a terminal.
+
+    Ctrl-C gives up the line; a second one in a row leaves, as the end of input does.
+
+    Raises:
+        EOFError: there is no more.
+    """
+    with suppress(ImportError):  # Windows has none
+        import readline  # noqa: F401
+    for _ in range(2):
+        try:
+            if spoken is sys.stdout:
+                return input(prompt)
+            print(prompt, end="", file=spoken, flush=True)
+            return input()
+        except KeyboardInterrupt:
+            print(file=spoken)
+    raise EOFError
 
 
 def _option(kind: Any, help: str, default: Any) -> Any:
