@@ -43,6 +43,15 @@ class Child:
         """Return for how long nothing was heard."""
         return time.monotonic() - self._heard_s
 
+    def resident_bytes(self) -> int | None:
+        """Return its resident memory, pages of a mapped model included; None where it ended."""
+        import psutil
+
+        try:
+            return int(psutil.Process(self.process.pid).memory_info().rss)
+        except psutil.Error:
+            return None
+
     def messages(self) -> Iterator[dict[str, Any]]:
         """Yield what the process says, until it ends or breaks the rules."""
         assert self.process.stdout

@@ -110,6 +110,12 @@ class EngineProcess:
         """How many requests are waiting or running."""
         return len(self._requests)
 
+    @property
+    def resident_bytes(self) -> int | None:
+        """How much memory the child has; None while there is none."""
+        child = self._child
+        return child.resident_bytes() if child else None
+
     def wait_ready(self, timeout_s: float | None = None) -> EngineInfo:
         """Return what the engine is, once it can take requests.
 

@@ -2,37 +2,34 @@
 
 import asyncio
 import hmac
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any
 
 from edgekd.runtime.api_errors import ApiError, error_response
+from edgekd.runtime.asgi import App, Receive, Scope, Send, headers_of
+from edgekd.runtime.page_routes import PAGE_PATHS
 
 MAX_BODY_BYTES = 1024 * 1024
 BODY_S = 30.0
 """Time for a body to arrive."""
-OPEN_PATHS = frozenset({"/health", "/v1/health"})
+OPEN_PATHS = PAGE_PATHS | {"/health", "/v1/health"}
 """What needs no key."""
-
-_Scope = MutableMapping[str, Any]
-_Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-_Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-_App = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
 
 
 class Guard:
     """Refuses a request before the app sees it: foreign host, no key, or too long a body."""
 
-    def __init__(self, app: _App, api_key: str | None, hosts: frozenset[str] | None) -> None:
+    def __init__(self, app: App, api_key: str | None, hosts: frozenset[str] | None) -> None:
         """Stand before ``app``; ``hosts`` are the names it may be called by, None allows any."""
         self._app = app
         self._key = None if api_key is None else api_key.encode()
         self._hosts = hosts
 
-    async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer what is refused, pass on what is not (ASGI)."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        headers = {name.lower(): value for name, value in scope["headers"]}
+        headers = headers_of(scope)
         try:
             self._check(scope["path"], headers)
             async with asyncio.timeout(BODY_S):
@@ -60,7 +57,7 @@ class Guard:
         raise ApiError(401, message, code="invalid_api_key", headers=challenge)
 
 
-async def _read_body(headers: dict[bytes, bytes], receive: _Receive) -> bytes:
+async def _read_body(headers: dict[bytes, bytes], receive: Receive) -> bytes:
     """Return the whole body.
 
     Raises:
@@ -82,7 +79,7 @@ async def _read_body(headers: dict[bytes, bytes], receive: _Receive) -> bytes:
     return bytes(body)
 
 
-def _replay(body: bytes, receive: _Receive) -> _Receive:
+def _replay(body: bytes, receive: Receive) -> Receive:
     """Return a ``receive`` that gives ``body`` first."""
     messages = [{"type": "http.request", "body": body, "more_body": False}]
 

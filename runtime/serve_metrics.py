@@ -118,6 +118,9 @@ class Metrics:
             ("edgekd_kv_capacity_tokens", "Tokens that the KV caches can hold.", n_cells),
         ):
             yield from _one(name, help_text, level, "gauge")
+        if (resident_bytes := engine.resident_bytes) is not None:
+            help_text = "Resident memory of the engine process, the mapped model included."
+            yield from _one("edgekd_engine_resident_bytes", help_text, resident_bytes, "gauge")
         yield from self.ttft.lines(
             "edgekd_time_to_first_token_seconds", "From the request to its first token."
         )

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING
 from edgekd.errors import EdgekdError, MissingExtraError, RecipeError
 from edgekd.runtime.engine_process import EngineProcess
 from edgekd.runtime.engine_worker import WorkerSettings
+from edgekd.runtime.origins import add_origins, check_origins
 from edgekd.runtime.serve_metrics import Metrics
 from edgekd.runtime.texts import Texts
+from edgekd.runtime.tls import CIPHERS, check_tls
 
 if TYPE_CHECKING:
     import uvicorn
@@ -42,13 +44,18 @@ class ServeOptions:
     timeout_s: float = TIMEOUT_S
     """Longest life of a request, waiting included."""
     access_log: bool = True
+    cors_origins: tuple[str, ...] = ()
+    """Whose pages may call the server besides its own."""
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked before anything starts.
 
         Raises:
             RecipeError: other machines could reach the host, and there is no key; the key is
-                empty; or the time limit is no time.
+                empty; the time limit is no time; an origin is none; or certificate and key are
+                no pair.
         """
         if self.api_key is None and not _is_loopback(self.host):
             raise RecipeError(
@@ -59,6 +66,13 @@ class ServeOptions:
             raise RecipeError("the API key is empty; give one, or leave it out to serve without")
         if not 0 < self.timeout_s < float("inf"):
             raise RecipeError(f"a time limit of {self.timeout_s} s is none; give more than 0")
+        check_origins(self.cors_origins)
+        check_tls(self.tls_cert, self.tls_key)
+
+    @property
+    def scheme(self) -> str:
+        """How a URL of the server begins."""
+        return "https" if self.tls_cert else "http"
 
 
 def serve(
@@ -97,9 +111,13 @@ def serve(
                 lifespan="on",
                 access_log=options.access_log,
                 log_level="info" if options.access_log else "warning",
+                ssl_certfile=options.tls_cert,
+                ssl_keyfile=options.tls_key,
+                ssl_ciphers=CIPHERS,
             )
             server = uvicorn.Server(config)
-            url = f"http://{bracketed(options.host)}:{listener.getsockname()[1]}"
+            port = listener.getsockname()[1]
+            url = f"{options.scheme}://{bracketed(options.host)}:{port}"
             opened = _Opening(engine, server, lambda: announce(url))
             server.run([listener])
         finally:
@@ -132,6 +150,7 @@ def create_app(engine: EngineProcess, options: ServeOptions) -> "FastAPI":
     from edgekd.runtime.http_guard import Guard, host_name
     from edgekd.runtime.native_routes import native_routes
     from edgekd.runtime.openai_routes import Served, openai_routes
+    from edgekd.runtime.page_routes import page_routes
     from edgekd.runtime.status_routes import status_routes
 
     @asynccontextmanager
@@ -141,14 +160,16 @@ def create_app(engine: EngineProcess, options: ServeOptions) -> "FastAPI":
 
     texts = Texts(engine, Metrics(), options.timeout_s)
     served = Served(texts, options.alias)
-    app = FastAPI(title="edgekd", redoc_url=None, lifespan=lifespan)
+    app = FastAPI(title="edgekd", docs_url=None, redoc_url=None, lifespan=lifespan)
     add_error_handlers(app)
+    app.include_router(page_routes())
     app.include_router(status_routes(texts))
     app.include_router(openai_routes(served))
     app.include_router(native_routes(served))
     is_local = _is_loopback(options.host)
     hosts = LOOPBACK_HOSTS | {host_name(options.host)} if is_local else None
     app.add_middleware(Guard, options.api_key, hosts)
+    add_origins(app, options.cors_origins)
     return app
 
 

@@ -225,6 +225,14 @@ def serve(
     api_key_file: Annotated[
         Path | None, typer.Option(help="File with the key, else in $EDGEKD_API_KEY.")
     ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Origin whose web pages may call the API; repeatable."),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Certificate in PEM format, for https; needs --tls-key.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="The certificate's key, in PEM format.")] = None,
     alias: Annotated[str | None, typer.Option(help="Name of the model in the API.")] = None,
     parallel: Annotated[int, typer.Option(help="Requests that run side by side.")] = 4,
     queue: Annotated[int, typer.Option(help="Requests that may wait; the rest get 429.")] = 32,
@@ -243,7 +251,7 @@ def serve(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Serve MODEL over the OpenAI API; --json prints where, once the model is ready."""
+    """Serve MODEL over the OpenAI API, with a chat page; --json prints where, once ready."""
     need("serve", "fastapi", "uvicorn")
     from edgekd.runtime.batch_engine import EngineOptions
     from edgekd.runtime.engine_worker import WorkerSettings
@@ -260,6 +268,9 @@ def serve(
         api_key=read_key(api_key_file) if api_key_file else os.environ.get("EDGEKD_API_KEY"),
         timeout_s=timeout,
         access_log=not quiet,
+        cors_origins=tuple(cors_origin or ()),
+        tls_cert=tls_cert,
+        tls_key=tls_key,
     )
     engine = EngineOptions(
         context_tokens=ctx,
@@ -272,8 +283,9 @@ def serve(
     settings = WorkerSettings(model=model, options=engine, max_waiting=queue, revision=revision)
 
     def announce(url: str) -> None:
-        document = {"url": url, "model": options.alias, "api": f"{url}/v1"}
-        print_result(document, as_json, f"{options.alias} at {url}/v1; Ctrl-C stops")
+        document = {"url": url, "model": options.alias, "api": f"{url}/v1", "page": f"{url}/"}
+        said = f"{options.alias} at {url}/v1, chat page at {url}/; Ctrl-C stops"
+        print_result(document, as_json, said)
         sys.stdout.flush()
 
     serve_model(settings, options, announce)
