@@ -13,6 +13,7 @@ from tests.runtime.serving import (
     CONTINUE,
     HELLO,
     TEXT,
+    TOOL_TEMPLATE,
     Json,
     Serving,
     choice,
@@ -22,12 +23,6 @@ from tests.runtime.serving import (
 )
 
 GREEDY = CONTINUE | {"temperature": 0, "ignore_eos": True, "cache_prompt": False}
-TOOL_TEMPLATE = (
-    "{% if tools %}{{ 'tools ' + (tools | tojson) + '\n' }}{% endif %}"
-    "{% for message in messages %}{{ message.role + ': ' + message.content }}"
-    "{% for call in message.tool_calls or [] %}{{ call.function.arguments.city }}{% endfor %}"
-    "{{ '\n' }}{% endfor %}assistant: "
-)
 WEATHER: Json = {
     "type": "function",
     "function": {
