@@ -75,6 +75,11 @@ def test_several_prompts_are_answered_in_their_order(server: Serving) -> None:
     assert found["usage"]["completion_tokens"] == 4 * 24
 
 
+def test_more_texts_than_can_ever_wait_are_refused_for_good(server: Serving) -> None:
+    response = server.post(TEXT, GREEDY | {"prompt": ["a"] * 36})
+    assert "36 texts in one request, 35" in refused(response, 400, "invalid_value")
+
+
 def test_chat_logprobs_name_each_token_and_its_rivals(server: Serving) -> None:
     asked = HELLO | {"logprobs": True, "top_logprobs": 3, "temperature": 0, "ignore_eos": True}
     found = choice(server.post(CHAT, asked))
