@@ -1,6 +1,6 @@
 """Errors as clients of OpenAI's API get them: a status, and JSON that says what and why."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import (
@@ -84,9 +84,10 @@ def failure(failed: Failed) -> ApiError:
     return ApiError(status, failed.message, code=failed.code, type=kind)
 
 
-def status_error(status: int, detail: str) -> ApiError:
+def status_error(status: int, detail: str, headers: Mapping[str, str] | None) -> ApiError:
     """Return the error of a route that is not there, and the like."""
-    return ApiError(status, detail, code=_CODES.get(status, "invalid_request"))
+    code = _CODES.get(status, "invalid_request")
+    return ApiError(status, detail, code=code, headers=dict(headers or {}))
 
 
 def describe_faults(faults: Iterable[Any]) -> str:

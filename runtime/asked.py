@@ -6,7 +6,9 @@ Imports pydantic, so only the server imports this.
 import json
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from edgekd.runtime.sampling import MAX_SEED
 
@@ -16,6 +18,7 @@ MAX_STOPS = 16
 MAX_BIASES = 1024
 
 Json = dict[str, Any]
+_NULL = {"type": "null"}
 StopString = Annotated[str, Field(min_length=1, max_length=128)]
 Stops = StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -46,6 +49,22 @@ class Asked(BaseModel):
         return {name: value for name, value in kept.items() if value is not None}
 
     @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Return what is accepted: null wherever a field may be left out, and fields in vain."""
+        found = handler.resolve_ref_schema(handler(core))
+        fields: Json = found.setdefault("properties", {})
+        for name in fields.keys() - set(found.get("required", ())):
+            fields[name] = _or_null(fields[name])
+        for name in cls.ignored:
+            fields[name] = {"description": "Accepted; changes nothing."}
+        for name, values in cls.without_effect.items():
+            fields[name] = {"enum": [*values, None], "description": "Other values are refused."}
+        found["additionalProperties"] = {"type": "null"}
+        return found
+
+    @classmethod
     def _known(cls) -> set[str]:
         return {field.alias or name for name, field in cls.model_fields.items()}
 
@@ -53,7 +72,8 @@ class Asked(BaseModel):
     def _counts(cls, name: str, value: Any) -> bool:
         if name in cls._known():
             return True
-        is_idle = name in cls.ignored or value in cls.without_effect.get(name, ())
+        idle = cls.without_effect.get(name, ())
+        is_idle = name in cls.ignored or any(_is_same(value, each) for each in idle)
         return not (value is None or is_idle)
 
 
@@ -72,6 +92,18 @@ class AskedBody(Asked):
         except UnicodeEncodeError:
             raise ValueError("half a surrogate pair; send plain text") from None
         return found
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    """Whether two values are the same JSON: true is not 1."""
+    return bool(value == other) and isinstance(value, bool) == isinstance(other, bool)
+
+
+def _or_null(schema: Json) -> Json:
+    """Return the JSON schema of null or what ``schema`` describes."""
+    kept = {name: schema.pop(name) for name in ("title", "default") if name in schema}
+    options = schema.pop("anyOf") if schema.keys() == {"anyOf"} else [schema]
+    return {"anyOf": [*options, *([] if _NULL in options else [_NULL])]} | kept
 
 
 def is_deeper(found: Any, depth: int) -> bool:

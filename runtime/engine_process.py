@@ -116,6 +116,12 @@ class EngineProcess:
         child = self._child
         return child.resident_bytes() if child else None
 
+    @property
+    def max_requests(self) -> int:
+        """How many requests may wait or run at once."""
+        n_slots = self.info.n_slots if self.info else 0
+        return n_slots + self._settings.max_waiting
+
     def wait_ready(self, timeout_s: float | None = None) -> EngineInfo:
         """Return what the engine is, once it can take requests.
 
@@ -146,7 +152,7 @@ class EngineProcess:
         with self._lock:
             child = self._ready_child()
             assert self.info
-            most = self.info.n_slots + self._settings.max_waiting
+            most = self.max_requests
             if len(self._requests) >= most:
                 raise QueueFullError(
                     f"{most} requests are running or waiting already; try again later"

@@ -30,11 +30,13 @@ from edgekd.runtime.messages import (
     to_line,
 )
 from edgekd.runtime.scheduler import Scheduler
-from edgekd.runtime.text_calls import TextCalls
+from edgekd.runtime.text_calls import LANES, TextCalls
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
 """A line with a prompt of 1,000,000 tokens has 7 MB."""
 HEARTBEAT_S = 1.0
+MAX_SLOW_CALLS = 48
+"""How many chats may wait for their template; the parent lets 64 questions wait in all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +115,8 @@ def main() -> int:
         return 1
     out.write({"ready": _describe(model)})
     inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    calls: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(inbox, calls), daemon=True).start()
-    threading.Thread(target=_answer, args=(calls, TextCalls(model), out), daemon=True).start()
+    lanes = _Lanes(TextCalls(model), out)
+    threading.Thread(target=_read, args=(inbox, lanes), daemon=True).start()
     try:
         _Worker(model, settings, out).run(inbox)
     except BrokenPipeError:  # the parent is gone
@@ -147,19 +148,42 @@ class _Out:
             self._pipe.flush()
 
 
-def _answer(calls: "queue.SimpleQueue[dict[str, Any]]", texts: TextCalls, out: _Out) -> None:
-    """Answer questions about text, beside the engine's steps so that no stream waits for them."""
-    with suppress(BrokenPipeError):  # the parent is gone
-        while True:
-            out.write(texts.answer(calls.get()))
+class _Lanes:
+    """Answers questions about text, beside the engine's steps so that no stream waits for them.
+
+    What may take long has a thread and a queue of its own, shorter than what the parent lets
+    wait in all, so that quick questions always find a place.
+    """
+
+    def __init__(self, texts: TextCalls, out: _Out) -> None:
+        self._texts, self._out = texts, out
+        self._queues: dict[str, queue.Queue[dict[str, Any]]] = {}
+
+    def put(self, call: dict[str, Any]) -> None:
+        """Answer ``call`` some time soon."""
+        lane = LANES.get(call["name"], "")
+        if lane not in self._queues:
+            self._queues[lane] = queue.Queue(MAX_SLOW_CALLS if lane else 0)
+            threading.Thread(target=self._answer, args=(self._queues[lane],), daemon=True).start()
+        try:
+            self._queues[lane].put_nowait(call)
+        except queue.Full:
+            error = f"{MAX_SLOW_CALLS} requests wait for this already; try again later"
+            kind = QueueFullError.__name__
+            self._out.write({"call": call["call"], "error": error, "kind": kind})
+
+    def _answer(self, calls: "queue.Queue[dict[str, Any]]") -> None:
+        with suppress(BrokenPipeError):  # the parent is gone
+            while True:
+                self._out.write(self._texts.answer(calls.get()))
 
 
-def _read(inbox: "queue.SimpleQueue[bytes]", calls: "queue.SimpleQueue[dict[str, Any]]") -> None:
+def _read(inbox: "queue.SimpleQueue[bytes]", lanes: _Lanes) -> None:
     """Pass on the lines of stdin; an empty one at the end, or where one is too long."""
     while True:
         line = sys.stdin.buffer.readline(MAX_LINE_BYTES)
         if line.startswith(b'{"call"') and line.endswith(b"\n"):
-            calls.put(json.loads(line))
+            lanes.put(json.loads(line))
             continue
         inbox.put(line if line.endswith(b"\n") else b"")
         if not line.endswith(b"\n"):

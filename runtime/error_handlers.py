@@ -25,7 +25,7 @@ def add_error_handlers(app: FastAPI) -> None:
         if isinstance(error, RequestValidationError):
             error = ApiError(400, describe_faults(error.errors()), code="invalid_request")
         elif isinstance(error, HTTPException):
-            error = status_error(error.status_code, str(error.detail))
+            error = status_error(error.status_code, str(error.detail), error.headers)
         return error_response(as_api_error(error))
 
     kinds = (ApiError, EdgekdError, RequestValidationError, HTTPException, Exception)

@@ -10,6 +10,8 @@ from edgekd.runtime.asgi import App, Receive, Scope, Send, headers_of
 from edgekd.runtime.page_routes import PAGE_PATHS
 
 MAX_BODY_BYTES = 1024 * 1024
+MAX_SKIPPED_BYTES = 16 * 1024 * 1024
+"""So much is read and dropped: who is cut off while sending may never see the answer."""
 BODY_S = 30.0
 """Time for a body to arrive."""
 OPEN_PATHS = PAGE_PATHS | {"/health", "/v1/health"}
@@ -18,6 +20,8 @@ OPEN_PATHS = PAGE_PATHS | {"/health", "/v1/health"}
 
 class Guard:
     """Refuses a request before the app sees it: foreign host, no key, or too long a body."""
+
+    body_s = BODY_S
 
     def __init__(self, app: App, api_key: str | None, hosts: frozenset[str] | None) -> None:
         """Stand before ``app``; ``hosts`` are the names it may be called by, None allows any."""
@@ -32,10 +36,10 @@ class Guard:
         headers = headers_of(scope)
         try:
             self._check(scope["path"], headers)
-            async with asyncio.timeout(BODY_S):
+            async with asyncio.timeout(self.body_s):
                 body = await _read_body(headers, receive)
         except TimeoutError:
-            late = ApiError(408, f"the body took over {BODY_S:.0f} s", code="body_too_slow")
+            late = ApiError(408, f"the body took over {self.body_s:.0f} s", code="body_too_slow")
             return await error_response(late)(scope, receive, send)
         except ApiError as error:
             return await error_response(error)(scope, receive, send)
@@ -64,17 +68,19 @@ async def _read_body(headers: dict[bytes, bytes], receive: Receive) -> bytes:
         ApiError: it is longer than allowed, whatever it was said to be.
     """
     said = headers.get(b"content-length", b"0")
-    if not said.isdigit() or len(said) > 18 or int(said) > MAX_BODY_BYTES:
+    if not said.isdigit() or len(said) > 18 or int(said) > MAX_SKIPPED_BYTES:
         raise _body_too_long()
-    body = bytearray()
+    body, n_bytes = bytearray(), 0
     has_more = True
-    while has_more and len(body) <= MAX_BODY_BYTES:
+    while has_more and n_bytes <= MAX_SKIPPED_BYTES:
         message = await receive()
         if message["type"] == "http.disconnect":
             break
-        body += message.get("body", b"")
+        n_bytes += len(message.get("body", b""))
+        if n_bytes <= MAX_BODY_BYTES:
+            body += message.get("body", b"")
         has_more = message.get("more_body", False)
-    if len(body) > MAX_BODY_BYTES:
+    if n_bytes > MAX_BODY_BYTES:
         raise _body_too_long()
     return bytes(body)
 

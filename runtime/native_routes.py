@@ -6,6 +6,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from edgekd.runtime.api_answers import Content, Slot, Tokens
+from edgekd.runtime.api_answers import Prompt as PromptAnswer
+from edgekd.runtime.api_document import Responses, documented
 from edgekd.runtime.api_errors import ApiError
 from edgekd.runtime.messages import GenerationRequest
 from edgekd.runtime.native_replies import NativeReply, settings_of
@@ -37,7 +40,7 @@ def native_routes(served: Served) -> APIRouter:
         return await _complete(served, asked, request)
 
     # /v1/completions is OpenAI's; without /v1 it always was another name of /completion.
-    _both(router, "/completion", completion, "POST")
+    _both(router, "/completion", completion, "POST", documented(streams=True, asks_model=True))
     router.add_api_route("/completions", completion, methods=["POST"], include_in_schema=False)
     return router
 
@@ -66,9 +69,11 @@ def _add_texts(router: APIRouter, texts: Texts) -> None:
         prompt = await texts.call("render", **chat_arguments(asked))
         return {"prompt": prompt}
 
-    _both(router, "/tokenize", tokenize, "POST")
-    _both(router, "/detokenize", detokenize, "POST")
-    _both(router, "/apply-template", apply_template, "POST")
+    _both(router, "/tokenize", tokenize, "POST", documented(Tokens, asks_model=True))
+    _both(router, "/detokenize", detokenize, "POST", documented(Content, asks_model=True))
+    _both(
+        router, "/apply-template", apply_template, "POST", documented(PromptAnswer, asks_model=True)
+    )
 
 
 def _add_status(router: APIRouter, served: Served) -> None:
@@ -123,8 +128,8 @@ def _add_status(router: APIRouter, served: Served) -> None:
             raise ApiError(503, "no slot is free", code="no_slot", type="server_error")
         return found
 
-    _both(router, "/props", props, "GET")
-    _both(router, "/slots", slots, "GET")
+    _both(router, "/props", props, "GET", documented(asks_model=True))
+    _both(router, "/slots", slots, "GET", documented(list[Slot], asks_model=True))
 
 
 async def _complete(served: Served, asked: NativeRequest, request: Request) -> Response:
@@ -179,8 +184,8 @@ async def _biases(texts: Texts, asked: NativeRequest) -> tuple[tuple[int, float]
     return tuple(found)
 
 
-def _both(router: APIRouter, path: str, route: _Route, method: str) -> None:
-    router.add_api_route(path, route, methods=[method])
+def _both(router: APIRouter, path: str, route: _Route, method: str, responses: Responses) -> None:
+    router.add_api_route(path, route, methods=[method], responses=responses)
     router.add_api_route("/v1" + path, route, methods=[method], include_in_schema=False)
 
 

@@ -185,7 +185,11 @@ class GenerationFields(AskedBody):
     frequency_penalty: Penalty = 0.0
     presence_penalty: Penalty = 0.0
     repeat_penalty: float = Field(1.0, ge=0.01, le=10)
-    logit_bias: dict[str, Bias] = Field({}, max_length=MAX_BIASES)
+    logit_bias: dict[str, Bias] = Field(
+        {},
+        max_length=MAX_BIASES,
+        json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,9}$"}},
+    )
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     stop: Stops = []
     max_tokens: Count | None = None
@@ -248,7 +252,9 @@ class ChatRequest(GenerationFields):
     top_logprobs: int = Field(0, ge=0, le=MAX_LOGPROBS)
     tools: list[Tool] = Field([], max_length=MAX_TOOLS)
     tool_choice: Literal["none", "auto", "required"] | NamedTool = "auto"
-    chat_template_kwargs: dict[Name, Any] = Field({}, max_length=32)
+    chat_template_kwargs: dict[Name, Any] = Field(
+        {}, max_length=32, json_schema_extra={"additionalProperties": False}
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> "ChatRequest":

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request, Response
 
+from edgekd.runtime.api_answers import ChatCompletion, Model, Models, TextCompletion
+from edgekd.runtime.api_document import documented
 from edgekd.runtime.api_errors import ApiError
 from edgekd.runtime.chat_replies import ChatReply
 from edgekd.runtime.messages import GenerationRequest
@@ -34,24 +36,26 @@ def openai_routes(served: Served) -> APIRouter:
     """Return the routes for ``served``."""
     router = APIRouter(tags=["OpenAI"])
     started = int(time.time())
+    chats = documented(ChatCompletion, streams=True, asks_model=True)
+    completed = documented(TextCompletion, streams=True, asks_model=True)
 
-    @router.get("/v1/models")
+    @router.get("/v1/models", responses=documented(Models))
     @router.get("/models", include_in_schema=False)
     async def models() -> Json:
         return {"object": "list", "data": [await describe_model(served, started)]}
 
-    @router.get("/v1/models/{name}")
+    @router.get("/v1/models/{name}", responses=documented(Model, asks_model=True))
     async def model(name: str) -> Json:
         check_model(name, served.alias)
         return await describe_model(served, started)
 
-    @router.post("/v1/chat/completions")
+    @router.post("/v1/chat/completions", responses=chats)
     @router.post("/chat/completions", include_in_schema=False)
     async def chat_completions(asked: ChatRequest, request: Request) -> Response:
         check_model(asked.model, served.alias)
         return await _chat(served, asked, request)
 
-    @router.post("/v1/completions")
+    @router.post("/v1/completions", responses=completed)
     async def completions(asked: CompletionRequest, request: Request) -> Response:
         check_model(asked.model, served.alias)
         return await _complete(served, asked, request)

@@ -11,9 +11,12 @@ from typing import Any
 from edgekd.errors import EdgekdError, EngineError, ModelError
 from edgekd.runtime.batch_loading import BatchModel
 from edgekd.runtime.chat_prompt import encode_chat
-from edgekd.runtime.chat_template import ChatTemplate
+from edgekd.runtime.rendering import Renderer
 
 Json = dict[str, Any]
+
+LANES = {"chat": "render", "render": "render"}
+"""What may take long has a thread of its own, so that nothing else waits for it."""
 
 
 class TextCalls:
@@ -22,6 +25,7 @@ class TextCalls:
     def __init__(self, model: BatchModel) -> None:
         """Answer for ``model``; its engine is not touched."""
         self._model = model
+        self._renderer = Renderer(model.chat_template) if model.chat_template else None
         self._functions: dict[str, Callable[..., Any]] = {
             "encode": self._encode,
             "render": self._render,
@@ -46,26 +50,22 @@ class TextCalls:
         )
 
     def _render(self, messages: list[Json], tools: list[Json], variables: Json) -> str:
-        template = self._template()
-        if tools and "tools" not in template.source:
+        if self._renderer is None:
+            raise ModelError(
+                "the model has no chat template, so it is a base model; use /v1/completions, "
+                "or serve an instruct model"
+            )
+        if tools and "tools" not in self._renderer.source:
             raise ModelError(
                 "the model's chat template knows no tools, so the model was not trained to call "
                 "functions; leave tools out, or serve a model that knows them"
             )
-        return template.render(messages, tools=tools, variables=variables)
+        return self._renderer.render(messages, tools, variables)
 
     def _chat(self, messages: list[Json], tools: list[Json], variables: Json, opening: str) -> Json:
         """Return prompt and ids of a chat whose reply begins with ``opening``."""
         prompt = self._render(messages, tools, variables) + opening
         return {"prompt": prompt, "ids": encode_chat(self._model.tokenizer, prompt)}
-
-    def _template(self) -> ChatTemplate:
-        if self._model.chat_template is None:
-            raise ModelError(
-                "the model has no chat template, so it is a base model; use /v1/completions, "
-                "or serve an instruct model"
-            )
-        return self._model.chat_template
 
     def _vocabulary(self) -> Json:
         """Return every token's bytes, special names included, and which tokens are special."""

@@ -123,6 +123,10 @@ class Texts:
             ApiError: a request has no chance.
             QueueFullError: too many requests wait already.
         """
+        most = self.engine.max_requests
+        if len(requests) > most:  # they could never run side by side, however often asked for
+            message = f"{len(requests)} texts in one request, {most} are allowed; ask for fewer"
+            raise ApiError(400, message, code="invalid_value", param="n")
         for request in requests:
             if request.grammar:
                 check_grammar(request.grammar)

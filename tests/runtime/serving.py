@@ -30,6 +30,13 @@ HELLO: Json = {
 CONTINUE: Json = {"prompt": "The quick brown", "max_tokens": 24, "seed": 4}
 LONG: Json = {"prompt": "The", "max_tokens": 240, "ignore_eos": True, "stream": True}
 
+TOOL_TEMPLATE = (
+    "{% if tools %}{{ 'tools ' + (tools | tojson) + '\n' }}{% endif %}"
+    "{% for message in messages %}{{ message.role + ': ' + message.content }}"
+    "{% for call in message.tool_calls or [] %}{{ call.function.arguments.city }}{% endfor %}"
+    "{{ '\n' }}{% endfor %}assistant: "
+)
+
 
 @dataclass(frozen=True)
 class Serving:

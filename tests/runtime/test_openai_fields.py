@@ -13,6 +13,7 @@ from tests.runtime.serving import (
     CONTINUE,
     HELLO,
     TEXT,
+    TOOL_TEMPLATE,
     Json,
     Serving,
     choice,
@@ -22,12 +23,6 @@ from tests.runtime.serving import (
 )
 
 GREEDY = CONTINUE | {"temperature": 0, "ignore_eos": True, "cache_prompt": False}
-TOOL_TEMPLATE = (
-    "{% if tools %}{{ 'tools ' + (tools | tojson) + '\n' }}{% endif %}"
-    "{% for message in messages %}{{ message.role + ': ' + message.content }}"
-    "{% for call in message.tool_calls or [] %}{{ call.function.arguments.city }}{% endfor %}"
-    "{{ '\n' }}{% endfor %}assistant: "
-)
 WEATHER: Json = {
     "type": "function",
     "function": {
@@ -78,6 +73,11 @@ def test_several_prompts_are_answered_in_their_order(server: Serving) -> None:
     alone = choice(server.post(TEXT, GREEDY | {"prompt": "def add"}))["text"]
     assert found["choices"][2]["text"] == found["choices"][3]["text"] == alone
     assert found["usage"]["completion_tokens"] == 4 * 24
+
+
+def test_more_texts_than_can_ever_wait_are_refused_for_good(server: Serving) -> None:
+    response = server.post(TEXT, GREEDY | {"prompt": ["a"] * 36})
+    assert "36 texts in one request, 35" in refused(response, 400, "invalid_value")
 
 
 def test_chat_logprobs_name_each_token_and_its_rivals(server: Serving) -> None:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from edgekd.runtime.http_guard import Guard
 from edgekd.runtime.server import ServeOptions
 from tests.runtime.serving import CONTINUE, LONG, TEXT, Json, Serving, refused, serving
 
@@ -154,6 +155,31 @@ def test_slow_heads_are_closed_and_delay_nobody(float_gguf: Path) -> None:
             for _ in range(2):
                 assert client.get(server.url + "/health").status_code == 200
                 time.sleep(0.6)
+
+
+def test_slow_bodies_get_a_408_and_delay_nobody(
+    float_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Guard, "body_s", 2.5)
+    with serving(float_gguf) as server:
+        address = urlsplit(server.url)
+        assert address.hostname and address.port
+        slow = [socket.create_connection((address.hostname, address.port)) for _ in range(50)]
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n"
+        for each in slow:
+            each.sendall(head)
+        for _ in range(2):  # a byte a second
+            for each in slow:
+                each.sendall(b" ")
+            begun_s = time.monotonic()
+            assert server.post(TEXT, CONTINUE).status_code == 200
+            assert time.monotonic() - begun_s < 1
+            time.sleep(1)
+        for each in slow:
+            with closing(each):
+                each.settimeout(5)
+                answer = b"".join(iter(lambda: each.recv(10_000), b""))  # noqa: B023
+                assert answer.startswith(b"HTTP/1.1 408") and b"body_too_slow" in answer
 
 
 def test_until_the_model_is_ready_the_answer_is_503(float_gguf: Path) -> None:

@@ -1,0 +1,209 @@
+"""The shapes of the server's answers, for its OpenAPI document and those who generate clients.
+
+Answers are made in ``*_replies`` without these classes: a text's tokens are not worth a
+validation each. The tests hold the two together. Imports pydantic, so only the server imports
+this.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Json = dict[str, Any]
+
+
+class Answer(BaseModel):
+    """JSON of an answer: nothing but what is described."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ErrorDetail(Answer):
+    """What went wrong."""
+
+    message: str
+    type: Literal["invalid_request_error", "rate_limit_error", "server_error"]
+    param: str | None
+    code: str
+
+
+class ErrorAnswer(Answer):
+    """Every answer that is no success."""
+
+    error: ErrorDetail
+
+
+class Health(Answer):
+    """The model is ready."""
+
+    status: Literal["ok"]
+
+
+class ModelMeta(Answer):
+    """Sizes of a model."""
+
+    n_vocab: int
+    n_ctx: int
+
+
+class Model(Answer):
+    """One model."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    meta: ModelMeta | None
+
+
+class Models(Answer):
+    """All models, which is one."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class PromptDetails(Answer):
+    """What was known before."""
+
+    cached_tokens: int
+
+
+class Usage(Answer):
+    """Counts of tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+
+
+class CalledFunction(Answer):
+    """A function and its arguments, as JSON text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Answer):
+    """A call that the model makes."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class ChatMessage(Answer):
+    """What the model says."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None
+    tool_calls: list[ToolCall] = []
+
+
+class TokenLogprob(Answer):
+    """A token with its log-probability."""
+
+    token: str
+    logprob: float | None
+    bytes: list[int]
+
+
+class ChosenLogprob(TokenLogprob):
+    """The chosen token, and the likeliest ones."""
+
+    top_logprobs: list[TokenLogprob]
+
+
+class ChatLogprobs(Answer):
+    """The log-probabilities of a reply."""
+
+    content: list[ChosenLogprob]
+    refusal: None
+
+
+class ChatChoice(Answer):
+    """One reply of several."""
+
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: Literal["stop", "length", "tool_calls"]
+
+
+class ChatCompletion(Answer):
+    """A whole chat reply."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class TextLogprobs(Answer):
+    """The log-probabilities of a text."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class TextChoice(Answer):
+    """One text of several."""
+
+    index: int
+    text: str
+    logprobs: TextLogprobs | None
+    finish_reason: Literal["stop", "length"]
+    prompt_logprobs: list[Json | None] = []
+
+
+class TextCompletion(Answer):
+    """A whole plain completion."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: Usage
+
+
+class TokenPiece(Answer):
+    """A token and its text, or its bytes where they are a part of a character."""
+
+    id: int
+    piece: str | list[int]
+
+
+class Tokens(Answer):
+    """The tokens of a text."""
+
+    tokens: list[int] | list[TokenPiece]
+
+
+class Content(Answer):
+    """The text of tokens."""
+
+    content: str
+
+
+class Prompt(Answer):
+    """A chat as the model sees it."""
+
+    prompt: str
+
+
+class Slot(Answer):
+    """A place for one text, with its KV cache."""
+
+    id: int
+    n_ctx: int
+    speculative: bool
+    is_processing: bool
+    id_task: int
+    n_tokens: int

@@ -1,0 +1,94 @@
+"""Chat templates rendered in a process of their own, within a time limit."""
+
+import json
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from typing import Any
+
+from edgekd.errors import ModelError
+from edgekd.runtime.chat_template import ChatTemplate
+
+RENDER_S = 5.0
+"""A template takes milliseconds; small devices and long chats, tenths of a second."""
+START_S = 60.0
+
+Json = dict[str, Any]
+
+
+class Renderer:
+    """Renders one template; for one thread."""
+
+    def __init__(self, template: ChatTemplate, limit_s: float = RENDER_S) -> None:
+        """Begin to start the process, so that the first chat need not wait for it."""
+        self.source = template.source
+        self._special_tokens = template.special_tokens
+        self._limit_s = limit_s
+        self._process: subprocess.Popen[bytes] | None = self._start()
+        self._is_ready = False
+
+    def render(self, messages: list[Json], tools: list[Json], variables: Json) -> str:
+        """Return the prompt text for ``messages``; see ChatTemplate.render.
+
+        Raises:
+            ModelError: the template refuses these messages, or takes too long over them.
+        """
+        if self._process is None:
+            self._process, self._is_ready = self._start(), False
+        if not self._is_ready:
+            self._read(self._process, START_S)
+            self._is_ready = True
+        asked = {"messages": messages, "tools": tools, "variables": variables}
+        found = self._read(self._process, self._limit_s, asked)
+        if "error" in found:
+            raise ModelError(found["error"])
+        return str(found["text"])
+
+    def close(self) -> None:
+        """End the process."""
+        process, self._process = self._process, None
+        if process:
+            process.kill()
+            with suppress(BrokenPipeError):
+                process.communicate()
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        process = subprocess.Popen(
+            [sys.executable, "-m", "edgekd.runtime.render_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        _write(process, {"source": self.source, "special_tokens": self._special_tokens})
+        return process
+
+    def _read(
+        self, process: "subprocess.Popen[bytes]", limit_s: float, asked: Json | None = None
+    ) -> Json:
+        """Return what the process says next; it is killed if it says nothing in time."""
+        assert process.stdout
+        late = threading.Event()
+        timer = threading.Timer(limit_s, lambda: (late.set(), process.kill()))
+        timer.start()
+        try:
+            if asked is not None:
+                _write(process, asked)
+            line = process.stdout.readline()
+        finally:
+            timer.cancel()
+        if line.endswith(b"\n"):
+            found: Json = json.loads(line)
+            return found
+        self.close()
+        why = f"took over {limit_s:g} s" if late.is_set() else "ended its process"
+        raise ModelError(
+            f"the chat template {why} with these messages and was stopped; send a simpler chat, "
+            "or serve a model with another template"
+        )
+
+
+def _write(process: "subprocess.Popen[bytes]", message: Json) -> None:
+    assert process.stdin
+    with suppress(BrokenPipeError):  # the answer that does not come tells
+        process.stdin.write(json.dumps(message).encode() + b"\n")
+        process.stdin.flush()
