@@ -1,4 +1,4 @@
-"""Decoding timed: files and engines in turns in one process, so that a noisy minute hits all alike."""
+"""Decoding timed: files and engines in turns in one process, so a noisy minute hits all alike."""
 
 import gc
 import time

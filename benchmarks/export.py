@@ -25,7 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from decoding import edgekd_turn, genai_turn, in_turn, measure_decoding
+from decoding import N_DECODE, edgekd_turn, genai_turn, in_turn, measure_decoding
 from record import record
 
 from edgekd.export.checkpoint import open_checkpoint
