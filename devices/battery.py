@@ -29,7 +29,9 @@ def battery_power(host: Host) -> Reading:
     if missing := [reading for reading in readings if reading.value is None]:
         return missing[0]
     total_w = sum(reading.value or 0.0 for reading in readings)
-    return Reading(total_w, "W", _worst(readings), source, readings[0].reason)
+    if reasons := [reading.reason for reading in readings if reading.reason]:
+        return Reading.estimated(total_w, "W", source, reasons[0])
+    return Reading.measured(total_w, "W", source)
 
 
 def power_from_current(voltage_uv: int, current: int, source: str) -> Reading:
@@ -50,7 +52,3 @@ def _power_of(host: Host, folder: str) -> Reading:
     if current is None or voltage_uv is None:
         return Reading.unavailable("W", source, f"{source} tells neither power nor current")
     return power_from_current(voltage_uv, current, f"{source}/current_now")
-
-
-def _worst(readings: list[Reading]) -> str:
-    return "estimated" if any(r.status == "estimated" for r in readings) else "measured"

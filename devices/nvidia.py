@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from edgekd.devices.host import Host
 from edgekd.devices.reading import Reading
 
-_FIELDS = ("name", "memory.total", "driver_version", "power.draw", "temperature.gpu")
-_FIELDS += ("clocks_throttle_reasons.active",)
+_FIELDS = (
+    *("name", "memory.total", "driver_version"),
+    *("power.draw", "temperature.gpu", "clocks_throttle_reasons.active"),
+)
 QUERY = ("nvidia-smi", f"--query-gpu={','.join(_FIELDS)}", "--format=csv,noheader,nounits")
 _IDLE = 0x1  # nvmlClocksEventReasonGpuIdle: no throttling
 

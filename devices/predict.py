@@ -1,0 +1,113 @@
+"""Seconds per token from bytes read: t = a + bytes / BW, fitted to what was measured.
+
+``a`` is what a token costs besides reading: launches, sampling, synchronizing. With two or three
+measured models a free ``a`` fits noise, so it is drawn to 2 ms, give or take 1 ms, by ridge
+regression. Residuals are weighed by the time measured: a tenth too slow is as bad on a small model
+as on a large one. Centre and width were chosen on published points, benchmarks/predictor.py.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+PRIOR_OVERHEAD_S = 0.002
+PRIOR_SPREAD_S = 0.001
+_RESIDUAL = 0.05  # relative spread of a measured time around the line
+# Where only the peak of the memory is known: the middle of what engines reached on devices that
+# were measured, and how far from it they lie. See docs/devices.md.
+TYPICAL_SHARE = 0.75
+UNCALIBRATED_FACTOR = 2.0
+CALIBRATED_INTERVAL = 0.20
+_LEAST_OF_ONE_FORMAT = 2
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measured model."""
+
+    read_bytes: float
+    """Read for one token: weights and KV cache."""
+    seconds: float
+    """Per decoded token."""
+    format: str
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The line of one device, backend and power mode."""
+
+    overhead_s: float
+    bytes_per_s: float
+    n_points: int
+    spread: float = CALIBRATED_INTERVAL
+    """Half of the interval, as a share: what is usual, or more where the points scatter more."""
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether any measurement of this device is in it."""
+        return self.n_points > 0
+
+    def seconds(self, read_bytes: float) -> float:
+        """Return the seconds of one token that reads ``read_bytes``."""
+        return self.overhead_s + read_bytes / self.bytes_per_s
+
+    def interval(self, tokens_per_s: float) -> tuple[float, float]:
+        """Return the range in which ``tokens_per_s`` is expected to be measured."""
+        if self.is_measured:
+            return tokens_per_s / (1 + self.spread), tokens_per_s * (1 + self.spread)
+        return tokens_per_s / UNCALIBRATED_FACTOR, tokens_per_s * UNCALIBRATED_FACTOR
+
+    def readable_bytes(self, tokens_per_s: float) -> float:
+        """Return the bytes that a token may read at ``tokens_per_s``; 0 where none can be."""
+        return max(0.0, (1 / tokens_per_s - self.overhead_s) * self.bytes_per_s)
+
+
+def calibrate(points: Sequence[Point], format: str | None = None) -> Calibration:
+    """Return the line through ``points``; of those of ``format`` alone where there are enough.
+
+    On a processor the kernels of one format may be bound by arithmetic and those of another not.
+    """
+    assert points, "nothing to calibrate on"
+    alike = [point for point in points if format and point.format == format]
+    chosen = alike if len(alike) >= _LEAST_OF_ONE_FORMAT else list(points)
+    weights = [1 / (_RESIDUAL * point.seconds) ** 2 for point in chosen]
+    prior = 1 / PRIOR_SPREAD_S**2
+    w = sum(weights) + prior
+    wx = sum(k * p.read_bytes for k, p in zip(weights, chosen, strict=True))
+    wxx = sum(k * p.read_bytes**2 for k, p in zip(weights, chosen, strict=True))
+    wt = sum(k * p.seconds for k, p in zip(weights, chosen, strict=True)) + prior * PRIOR_OVERHEAD_S
+    wxt = sum(k * p.read_bytes * p.seconds for k, p in zip(weights, chosen, strict=True))
+    overhead_s = (wt * wxx - wx * wxt) / (w * wxx - wx * wx)
+    seconds_per_byte = (wxt - wx * overhead_s) / wxx
+    if overhead_s < 0 or seconds_per_byte <= 0:
+        return _through_origin(chosen)
+    return Calibration(overhead_s, 1 / seconds_per_byte, len(chosen))
+
+
+def from_bandwidth(bytes_per_s: float, share: float = TYPICAL_SHARE) -> Calibration:
+    """Return the line of a device of which only the peak of its memory is known."""
+    return Calibration(PRIOR_OVERHEAD_S, bytes_per_s * share, 0)
+
+
+def leave_one_out(points: Sequence[Point]) -> list[float]:
+    """Return for each point the error of its predicted tokens/s from all others, as a share."""
+    errors = []
+    for i, point in enumerate(points):
+        others = [*points[:i], *points[i + 1 :]]
+        predicted_s = calibrate(others, point.format).seconds(point.read_bytes)
+        errors.append(point.seconds / predicted_s - 1)
+    return errors
+
+
+def calibrate_with_spread(points: Sequence[Point], format: str | None = None) -> Calibration:
+    """Return the line through ``points``, its interval as wide as they scatter around it."""
+    line = calibrate(points, format)
+    if len(points) <= _LEAST_OF_ONE_FORMAT:
+        return line
+    worst = max(abs(error) for error in leave_one_out(points))
+    return replace(line, spread=max(CALIBRATED_INTERVAL, worst))
+
+
+def _through_origin(points: Sequence[Point]) -> Calibration:
+    """Return the line without overhead: the points contradict a positive one."""
+    return Calibration(0.0, median(p.read_bytes / p.seconds for p in points), len(points))
