@@ -248,9 +248,8 @@ def _from_bandwidth(workload: Workload, target: Target, wish: Wish) -> Predictio
 def _decode(line: Calibration, workload: Workload, wish: Wish) -> Range:
     """Return tokens/s with half of the context filled, the mean over an answer that fills it."""
     read_bytes = workload.read_bytes_at(wish.context_tokens / 2)
-    value = 1 / line.seconds(read_bytes)
-    low, high = line.interval(value)
-    return Range(value=value, low=low, high=high, unit="tokens/s")
+    low, high = line.interval(read_bytes)
+    return Range(value=1 / line.seconds(read_bytes), low=low, high=high, unit="tokens/s")
 
 
 def _prefill(workload: Workload, runs: Sequence[tuple[OwnRun, Workload]]) -> Range:

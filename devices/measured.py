@@ -141,6 +141,8 @@ def _own_run(run: dict[str, Any]) -> OwnRun:
 
 def _middle(summary: dict[str, Any]) -> float:
     samples = sorted(float(value) for value in summary["samples"])
+    if not samples:
+        raise ValueError("a speed without samples")
     middle = len(samples) // 2
     value = samples[middle] if len(samples) % 2 else (samples[middle - 1] + samples[middle]) / 2
     if not value > 0:

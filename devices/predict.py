@@ -19,6 +19,8 @@ TYPICAL_SHARE = 0.75
 UNCALIBRATED_FACTOR = 2.0
 CALIBRATED_INTERVAL = 0.20
 _LEAST_OF_ONE_FORMAT = 2
+# A model that reads this much less or more than any measured one is outside what was measured.
+_REACH = 2.0
 
 
 @dataclass(frozen=True)
@@ -41,25 +43,25 @@ class Calibration:
     n_points: int
     spread: float = CALIBRATED_INTERVAL
     """Half of the interval, as a share: what is usual, or more where the points scatter more."""
-
-    @property
-    def is_measured(self) -> bool:
-        """Whether any measurement of this device is in it."""
-        return self.n_points > 0
+    measured_bytes: tuple[float, float] = (0.0, 0.0)
+    """Least and most bytes per token among the points."""
 
     def seconds(self, read_bytes: float) -> float:
         """Return the seconds of one token that reads ``read_bytes``."""
         return self.overhead_s + read_bytes / self.bytes_per_s
 
-    def interval(self, tokens_per_s: float) -> tuple[float, float]:
-        """Return the range in which ``tokens_per_s`` is expected to be measured."""
-        if self.is_measured:
-            return tokens_per_s / (1 + self.spread), tokens_per_s * (1 + self.spread)
-        return tokens_per_s / UNCALIBRATED_FACTOR, tokens_per_s * UNCALIBRATED_FACTOR
+    def reaches(self, read_bytes: float) -> bool:
+        """Return whether ``read_bytes`` lies near enough to what was measured."""
+        least, most = self.measured_bytes
+        return self.n_points > 0 and least / _REACH <= read_bytes <= most * _REACH
 
-    def readable_bytes(self, tokens_per_s: float) -> float:
-        """Return the bytes that a token may read at ``tokens_per_s``; 0 where none can be."""
-        return max(0.0, (1 / tokens_per_s - self.overhead_s) * self.bytes_per_s)
+    def interval(self, read_bytes: float) -> tuple[float, float]:
+        """Return the range in which the tokens/s of ``read_bytes`` are expected."""
+        factor = 1 + self.spread
+        if not self.reaches(read_bytes):
+            factor = max(factor, UNCALIBRATED_FACTOR)
+        tokens_per_s = 1 / self.seconds(read_bytes)
+        return tokens_per_s / factor, tokens_per_s * factor
 
 
 def calibrate(points: Sequence[Point], format: str | None = None) -> Calibration:
@@ -81,7 +83,7 @@ def calibrate(points: Sequence[Point], format: str | None = None) -> Calibration
     seconds_per_byte = (wxt - wx * overhead_s) / wxx
     if overhead_s < 0 or seconds_per_byte <= 0:
         return _through_origin(chosen)
-    return Calibration(overhead_s, 1 / seconds_per_byte, len(chosen))
+    return Calibration(overhead_s, 1 / seconds_per_byte, len(chosen), measured_bytes=_span(chosen))
 
 
 def from_bandwidth(bytes_per_s: float, share: float = TYPICAL_SHARE) -> Calibration:
@@ -110,4 +112,10 @@ def calibrate_with_spread(points: Sequence[Point], format: str | None = None) ->
 
 def _through_origin(points: Sequence[Point]) -> Calibration:
     """Return the line without overhead: the points contradict a positive one."""
-    return Calibration(0.0, median(p.read_bytes / p.seconds for p in points), len(points))
+    rate = median(p.read_bytes / p.seconds for p in points)
+    return Calibration(0.0, rate, len(points), measured_bytes=_span(points))
+
+
+def _span(points: Sequence[Point]) -> tuple[float, float]:
+    sizes = [point.read_bytes for point in points]
+    return min(sizes), max(sizes)

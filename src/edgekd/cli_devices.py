@@ -217,7 +217,7 @@ def _fit_lines(report: "FitReport") -> list[str]:
     if report.largest_student:
         lines.append(f"  largest student that meets it: {_option_text(report.largest_student)}")
     elif report.options:
-        lines.append("  no student of this model meets it: embedding and head alone are too much")
+        lines.append("  no student with this model's embedding and head meets it")
     return lines
 
 
