@@ -19,7 +19,7 @@ from edgekd.devices.measured import Group, published_groups
 from edgekd.devices.predict import (
     CALIBRATED_INTERVAL,
     PRIOR_OVERHEAD_S,
-    PRIOR_SPREAD_S,
+    PRIOR_SPREAD,
     UNCALIBRATED_FACTOR,
     calibrate,
     from_bandwidth,
@@ -88,7 +88,8 @@ def main() -> None:
     arguments = parser.parse_args()
     groups = published_groups()
     result = {
-        "prior_overhead_ms": [PRIOR_OVERHEAD_S * 1e3, PRIOR_SPREAD_S * 1e3],
+        "prior_overhead_ms": PRIOR_OVERHEAD_S * 1e3,
+        "prior_spread": PRIOR_SPREAD,
         "all": summary(groups),
         "survey": summary([group for group in groups if group.in_survey]),
         "survey_with_three_points": summary(

@@ -2,8 +2,10 @@
 
 ``a`` is what a token costs besides reading: launches, sampling, synchronizing. With two or three
 measured models a free ``a`` fits noise, so it is drawn to 2 ms, give or take 1 ms, by ridge
-regression. Residuals are weighed by the time measured: a tenth too slow is as bad on a small model
-as on a large one. Centre and width were chosen on published points, benchmarks/predictor.py.
+regression; to a fifth of the fastest token, give or take half of that, where a token is faster
+than 10 ms and 2 ms would be most of it. Residuals are weighed by the time measured: a tenth too
+slow is as bad on a small model as on a large one. Centre and width were chosen on published
+points, see benchmarks/predictor.py.
 """
 
 from collections.abc import Sequence
@@ -11,11 +13,13 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 PRIOR_OVERHEAD_S = 0.002
-PRIOR_SPREAD_S = 0.001
+PRIOR_SPREAD = 0.5
+"""Of the overhead, as a share of it."""
+_PRIOR_SHARE = 0.2
 _RESIDUAL = 0.05  # relative spread of a measured time around the line
 # Where only the peak of the memory is known: the middle of what engines reached on devices that
 # were measured, and how far from it they lie. See docs/devices.md.
-TYPICAL_SHARE = 0.75
+TYPICAL_SHARE = 0.6
 UNCALIBRATED_FACTOR = 2.0
 CALIBRATED_INTERVAL = 0.20
 _LEAST_OF_ONE_FORMAT = 2
@@ -73,11 +77,12 @@ def calibrate(points: Sequence[Point], format: str | None = None) -> Calibration
     alike = [point for point in points if format and point.format == format]
     chosen = alike if len(alike) >= _LEAST_OF_ONE_FORMAT else list(points)
     weights = [1 / (_RESIDUAL * point.seconds) ** 2 for point in chosen]
-    prior = 1 / PRIOR_SPREAD_S**2
+    expected_s = min(PRIOR_OVERHEAD_S, _PRIOR_SHARE * min(point.seconds for point in chosen))
+    prior = 1 / (PRIOR_SPREAD * expected_s) ** 2
     w = sum(weights) + prior
     wx = sum(k * p.read_bytes for k, p in zip(weights, chosen, strict=True))
     wxx = sum(k * p.read_bytes**2 for k, p in zip(weights, chosen, strict=True))
-    wt = sum(k * p.seconds for k, p in zip(weights, chosen, strict=True)) + prior * PRIOR_OVERHEAD_S
+    wt = sum(k * p.seconds for k, p in zip(weights, chosen, strict=True)) + prior * expected_s
     wxt = sum(k * p.read_bytes * p.seconds for k, p in zip(weights, chosen, strict=True))
     overhead_s = (wt * wxx - wx * wxt) / (w * wxx - wx * wx)
     seconds_per_byte = (wxt - wx * overhead_s) / wxx

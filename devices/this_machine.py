@@ -17,7 +17,7 @@ def this_machine(needs_probe: bool = True) -> Target:
         memory_bytes=machine.memory_available_bytes,
         memory_note="available now",
         bandwidth_bytes_per_s=bandwidth,
-        bandwidth_share=None,
+        bandwidth_share=1.0,  # what was reached, not a peak on paper
         bandwidth_source=f"read by {machine.n_usable_cores} threads a moment ago"
         if bandwidth
         else "not probed",

@@ -24,7 +24,7 @@ def line_points(overhead_s: float, bytes_per_s: float, *sizes: float) -> list[Po
     return [Point(size, overhead_s + size / bytes_per_s, "x") for size in sizes]
 
 
-@given(st.floats(1e9, 3e11), st.lists(st.floats(0.5e9, 8e9), min_size=1, max_size=6))
+@given(st.floats(1e9, 5e10), st.lists(st.floats(0.5e9, 8e9), min_size=1, max_size=6))
 def test_points_on_the_expected_line_are_met_exactly(rate: float, sizes: list[float]) -> None:
     line = calibrate(line_points(PRIOR_OVERHEAD_S, rate, *sizes))
     assert math.isclose(line.bytes_per_s, rate, rel_tol=1e-3)
@@ -48,6 +48,12 @@ def test_whatever_was_measured_more_bytes_take_longer(
 def test_one_point_leaves_the_overhead_near_what_is_usual() -> None:
     line = calibrate(line_points(0.002, 10 * GB, 1 * GB))
     assert line.overhead_s == pytest.approx(0.002, rel=0.01)
+
+
+def test_a_fast_token_is_not_mostly_overhead() -> None:
+    line = calibrate(line_points(0.0, 20 * GB, 0.06 * GB))  # 3 ms
+    assert line.overhead_s < 0.2 * 0.003 * 1.1
+    assert line.seconds(0.03 * GB) == pytest.approx(0.0018, rel=0.05)
 
 
 def test_three_points_with_a_large_overhead_overrule_what_is_usual() -> None:
