@@ -41,7 +41,8 @@ def make_artifacts(
     checkpoint: str, work: Path, layers: Sequence[int]
 ) -> tuple[list[str], list[str]]:
     """Return the artifacts to calibrate on and to predict, made from cuts of ``checkpoint``."""
-    calibration, predicted = [], []
+    calibration: list[str] = []
+    predicted: list[str] = []
     for count in layers:
         cut = work / f"cut-{count}"
         if not cut.exists():

@@ -61,7 +61,7 @@ def _ina3221(host: Host, folder: str) -> dict[str, Reading]:
     found = {}
     for channel in _CHANNELS:
         label = host.text(f"{folder}/in{channel}_label")
-        if label is None or label == _UNCONNECTED or "sum" in label.lower():
+        if label is None or label == _UNCONNECTED:
             continue
         source = f"{host.root / folder}/{{in,curr}}{channel}_input"
         millivolts = host.number(f"{folder}/in{channel}_input")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgekd.devices.android import over_adb
+from edgekd.devices.battery import battery_power
 from edgekd.devices.detect import detect, detect_phone
 from edgekd.devices.energy import EnergyMeter
 from edgekd.devices.host import replay
@@ -140,6 +141,20 @@ def test_a_plugged_laptop_measures_its_package_only(tmp_path: Path) -> None:
     assert "power1_average" in sensors.power.source
     assert sensors.temperatures["k10temp Tctl"].value == 52.125
     assert sensors.throttling["throttling"].value is None
+
+
+def test_a_full_battery_tells_nothing_about_the_machine(tmp_path: Path) -> None:
+    reading = battery_power(replayed_host("strix_halo", tmp_path))
+    assert reading.value is None and "plugged in" in (reading.reason or "")
+
+
+def test_a_measured_part_goes_before_an_estimated_whole(tmp_path: Path) -> None:
+    host = replayed_host("strix_halo", tmp_path)
+    battery = "sys/class/power_supply/BAT0/"
+    # A driver that gives milliamperes where microamperes belong.
+    plant(tmp_path, {f"{battery}status": "Discharging", f"{battery}current_now": "2200"})
+    assert battery_power(host).status == "estimated"
+    assert (read_sensors(host).power.value, read_sensors(host).power.status) == (28.041, "measured")
 
 
 def test_a_phone_is_measured_only_while_unplugged() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from edgekd.errors import ModelError
 from edgekd.export.checkpoint import Checkpoint
+from edgekd.export.plan import Quant
 from edgekd.runtime.model_workload import read_workload
 from edgekd.runtime.onnx_header import read_onnx_header
 from tests.conftest import make_gguf, make_onnx
@@ -30,7 +31,7 @@ def test_a_checkpoint_counts_as_its_gguf(tiny: Checkpoint, tiny_gguf: Path) -> N
 
 @pytest.mark.parametrize("quant", ["f32", "f16", "q8_0", "q4_0", "q4_1"])
 def test_asking_about_a_quantization_gives_the_bytes_of_that_export(
-    quant: str, tiny: Checkpoint, tmp_path: Path
+    quant: Quant, tiny: Checkpoint, tmp_path: Path
 ) -> None:
     asked = read_workload(str(tiny.folder), quant)
     written = read_workload(str(make_gguf(tiny, quant, tmp_path)))
@@ -39,7 +40,7 @@ def test_asking_about_a_quantization_gives_the_bytes_of_that_export(
 
 @pytest.mark.parametrize("quant", ["f32", "q8_0", "q4_0"])
 def test_an_onnx_graph_reads_what_the_gguf_reads(
-    quant: str, tiny: Checkpoint, tmp_path: Path
+    quant: Quant, tiny: Checkpoint, tmp_path: Path
 ) -> None:
     graph = read_workload(str(make_onnx(tiny, quant, tmp_path)))
     gguf = read_workload(str(make_gguf(tiny, quant, tmp_path)))
