@@ -30,6 +30,15 @@ _PACKAGES = {
     "uvicorn": "serve",
     "llguidance": "serve",
 }
+# How far each way to run a model was tried, where edgekd itself is developed: on the device it is
+# for, in an emulator of it, compiled only, or not at all.
+_BACKENDS = {
+    "llama.cpp on CPU": ("llama-cpp-python", "gguf", "verified-on-device"),
+    "ONNX Runtime on CPU": ("onnxruntime", "onnx", "verified-on-device"),
+    "ONNX Runtime on Hexagon NPUs (QNN)": ("onnxruntime-qnn", None, "untested"),
+    "llama.cpp on GPUs": ("llama-cpp-python", "gguf", "untested"),
+    "ONNX Runtime on CUDA": ("onnxruntime-gpu", None, "untested"),
+}
 _MIN_MEMORY_BYTES = 2_000_000_000
 _MIN_DISK_BYTES = 5_000_000_000
 _BUSY_PERCENT = 5.0
@@ -51,6 +60,7 @@ def diagnose(root: Path = Path("/"), cache: Path | None = None) -> list[Check]:
     """Return every check of the machine below ``root``; models are fetched into ``cache``."""
     return [
         *(_check_package(package, extra) for package, extra in _PACKAGES.items()),
+        *(_check_backend(name, *facts) for name, facts in _BACKENDS.items()),
         _check_memory(root),
         _check_disk(cache or _cache_folder()),
         _check_compiler(),
@@ -65,6 +75,17 @@ def _check_package(package: str, extra: str) -> Check:
         return Check(package, "ok", version(package))
     except PackageNotFoundError:
         return Check(package, "missing", "not installed", f"pip install 'edgekd[{extra}]'")
+
+
+def _check_backend(name: str, package: str, extra: str | None, label: str) -> Check:
+    """Return how far the backend was tried; its package may well be missing here."""
+    subject = f"backend: {name}"
+    try:
+        version(package)
+    except PackageNotFoundError:
+        wanted = f"edgekd[{extra}]" if extra else package
+        return Check(subject, "missing", label, f"pip install '{wanted}'")
+    return Check(subject, "ok", label)
 
 
 def _check_memory(root: Path) -> Check:

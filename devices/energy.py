@@ -1,8 +1,9 @@
-"""Energy of the processor package, from the RAPL counters of Intel and AMD.
+"""Energy: from the RAPL counters of Intel and AMD, else from a power sensor read again and again.
 
 The counter covers the whole package, idle draw and other processes included. Since Linux 5.10
 only root may read it (CVE-2020-8694). Where it cannot be read there is no number: nothing here
-falls back to an estimate from the thermal design power.
+falls back to an estimate from the thermal design power. Boards without such counters (Jetson,
+Raspberry Pi, a laptop on battery) tell watts; those are summed over time.
 https://docs.kernel.org/power/powercap/powercap.html
 """
 
@@ -10,6 +11,8 @@ import re
 from pathlib import Path
 from typing import Self
 
+from edgekd.devices.host import LIVE_ROOT, Host, Runner
+from edgekd.devices.power_sampling import PowerSampler, find_power_source
 from edgekd.devices.reading import Reading
 
 _FOLDER = "sys/class/powercap"
@@ -22,25 +25,32 @@ _Counters = dict[Path, int]
 
 
 class EnergyMeter:
-    """Adds up the package energy of every span between ``start`` and ``stop``.
+    """Adds up the energy of every span between ``start`` and ``stop``.
 
     A span must be shorter than the counter's range, which at the usual 262 kJ lasts some twenty
     minutes at 200 W: a counter that came round more than once cannot be told from one that did not.
     """
 
-    def __init__(self, root: Path = Path("/")) -> None:
-        """Look for the counters of the machine whose files lie below ``root``."""
+    def __init__(self, root: Path = LIVE_ROOT, run: Runner | None = None) -> None:
+        """Look for the sensors of the machine below ``root`` whose commands ``run`` runs."""
         self._source = f"{root / _FOLDER}/intel-rapl:*"
         self._fault: str | None = None
         self._total_uj = 0
         self._before: _Counters | None = None
         self._n_spans = 0
         self._zones = self._find_zones(root / _FOLDER)
+        self._sampler: PowerSampler | None = None
+        if not self._zones and (found := find_power_source(Host.at(root, run))):
+            self._sampler = PowerSampler(found)
+            self._source = found.name
+            self._fault = None
         self._read()  # so that a missing permission is known before anything is measured
 
     def start(self) -> Self:
         """Begin a span; returns the meter itself."""
         self._before = self._read()
+        if self._sampler:
+            self._sampler.start()
         return self
 
     def stop(self) -> Reading:
@@ -51,6 +61,8 @@ class EnergyMeter:
         """
         if self._before is None:
             raise RuntimeError("EnergyMeter.stop() without start()")
+        if self._sampler:
+            self._sampler.stop()
         for zone, after_uj in self._read().items():
             used_uj = after_uj - self._before.get(zone, after_uj)
             if used_uj < 0:
@@ -66,13 +78,17 @@ class EnergyMeter:
             return Reading.unavailable(_UNIT, self._source, self._fault)
         if not self._n_spans:
             return Reading.unavailable(_UNIT, self._source, "nothing was measured yet")
+        if self._sampler:
+            return self._sampler.joules()
         return Reading.measured(self._total_uj / 1e6, _UNIT, self._source)
 
     def probe(self) -> Reading:
-        """Return the counters' sum in joules since an arbitrary moment, or why it is unknown."""
+        """Return joules since an arbitrary moment, or why they are unknown."""
         counters = self._read()
         if self._fault:
             return Reading.unavailable(_UNIT, self._source, self._fault)
+        if self._sampler:
+            return Reading.measured(0.0, _UNIT, self._source)
         return Reading.measured(sum(counters.values()) / 1e6, _UNIT, self._source)
 
     def _find_zones(self, folder: Path) -> list[Path]:

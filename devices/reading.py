@@ -13,18 +13,23 @@ class Reading:
     """What a sensor said, and where it was read."""
 
     value: float | None
-    """None unless ``status`` is ``measured``."""
+    """None where ``status`` is ``unavailable``."""
     unit: str
-    status: Literal["measured", "unavailable"]
+    status: Literal["measured", "estimated", "unavailable"]
     source: str
     """The file or the call that was asked."""
     reason: str | None
-    """Why nothing was measured; None where something was."""
+    """Why nothing was measured, or why it is only an estimate; None where it was measured."""
 
     @classmethod
     def measured(cls, value: float, unit: str, source: str) -> Self:
         """Return a reading with a value."""
         return cls(value, unit, "measured", source, None)
+
+    @classmethod
+    def estimated(cls, value: float, unit: str, source: str, reason: str) -> Self:
+        """Return a value that leaves something out or was corrected, as ``reason`` says."""
+        return cls(value, unit, "estimated", source, reason)
 
     @classmethod
     def unavailable(cls, unit: str, source: str, reason: str) -> Self:

@@ -19,7 +19,7 @@ COMMANDS = (
         "chat",
         "doctor",
     ],
-    [["cache", "inspect"], ["devices", "detect"]],
+    [["cache", "inspect"], *(["devices", verb] for verb in ("list", "show", "detect", "fit"))],
 )
 TARGET = Path(__file__).parents[1] / "docs" / "cli.md"
 

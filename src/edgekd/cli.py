@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from edgekd.cli_devices import app as devices_app
 from edgekd.cli_distill import app as distill_app
 from edgekd.cli_options import (
     Context,
@@ -29,7 +30,6 @@ from edgekd.progress import make_progress
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(distill_app)
-devices_app = typer.Typer(no_args_is_help=True, help="What this machine is.")
 app.add_typer(devices_app, name="devices")
 
 
@@ -335,15 +335,6 @@ def chat(
         messages = chat_with(engine, params, terminal, system)
     if as_json:
         print(json.dumps({"messages": messages}))
-
-
-@devices_app.command()
-def detect(as_json: Json = False, quiet: Quiet = False) -> None:
-    """Describe this machine."""
-    from edgekd.devices.detect import detect as detect_machine
-
-    machine = detect_machine().as_dict()
-    print_result(machine, as_json, "\n".join(f"{key}: {value}" for key, value in machine.items()))
 
 
 @app.command()

@@ -13,6 +13,7 @@
     + EngineUnavailableError  it is loading, restarting or stopped
   - MissingExtraError    an optional package is not installed
   - DownloadError        something could not be fetched, or is not what was pinned
+  - DeviceError          a device is unknown, or what describes it cannot be used
 """
 
 
@@ -70,3 +71,7 @@ class MissingExtraError(EdgekdError):
 
 class DownloadError(EdgekdError):
     """Something could not be fetched, or is not what was pinned."""
+
+
+class DeviceError(EdgekdError):
+    """A device is unknown, or what describes or measures it cannot be used."""

@@ -5,6 +5,8 @@ from pathlib import Path
 import psutil
 
 from edgekd.devices.detect import Gpu, detect
+from edgekd.devices.host import Reply, replay
+from edgekd.devices.nvidia import QUERY
 
 X86 = """processor : 0
 model name : AMD Ryzen 7 7840U
@@ -82,21 +84,27 @@ def test_only_the_machines_own_battery_counts(tmp_path: Path) -> None:
 
 
 def test_graphics_cards_are_those_that_nvidia_smi_lists(tmp_path: Path) -> None:
-    lines = "NVIDIA GeForce RTX 4060, 8188, 560.35\nOrin (nvgpu), [N/A], 540.3\n"
-    folder = os.get_exec_path()[0].lstrip("/")
-    plant(tmp_path, {f"{folder}/nvidia-smi": f"#!/bin/sh\nprintf '{lines}'\n"})
-    (tmp_path / folder / "nvidia-smi").chmod(0o755)
-    assert detect(tmp_path).gpus == (
+    lines = (
+        "NVIDIA GeForce RTX 4060, 8188, 560.35, 60.1, 50, 0x0\n"
+        "Orin (nvgpu), [N/A], 540.3, [N/A], [N/A], [N/A]\n"
+    )
+    assert detect(tmp_path, replay({" ".join(QUERY): lines})).gpus == (
         Gpu(name="NVIDIA GeForce RTX 4060", memory_bytes=8188 * 2**20, driver="560.35"),
         Gpu(name="Orin (nvgpu)", memory_bytes=None, driver="540.3"),
     )
 
 
 def test_an_nvidia_smi_without_a_driver_lists_no_card(tmp_path: Path) -> None:
-    folder = os.get_exec_path()[0].lstrip("/")
-    plant(tmp_path, {f"{folder}/nvidia-smi": "#!/bin/sh\necho 'no driver, a, b'\nexit 9\n"})
-    (tmp_path / folder / "nvidia-smi").chmod(0o755)
-    assert detect(tmp_path).gpus == ()
+    assert detect(tmp_path, lambda command: Reply(9, "no, driver, a, b, c, d\n")).gpus == ()
+
+
+def test_another_root_never_asks_this_machines_programs(tmp_path: Path) -> None:
+    machine = detect(plant(tmp_path, {"proc/cpuinfo": ARM}))
+    assert (machine.architecture, machine.kernel, machine.n_usable_cores) == (
+        "unknown",
+        "unknown",
+        2,
+    )
 
 
 def test_this_machine_agrees_with_psutil_and_can_be_written_as_json() -> None:

@@ -67,3 +67,14 @@ def test_a_cache_folder_that_is_not_there_yet_is_measured_on_its_disk(tmp_path: 
     check = check_of(diagnose(cache=tmp_path / "not" / "yet"), "disk")
     assert "free for" in check.found
     assert not (tmp_path / "not").exists()
+
+
+def test_every_backend_says_how_far_it_was_tried() -> None:
+    found = {check.found for check in diagnose() if check.subject.startswith("backend: ")}
+    assert found <= {
+        "verified-on-device",
+        "verified-in-emulator",
+        "compile-only",
+        "untested",
+    }
+    assert "verified-on-device" in found
