@@ -131,9 +131,7 @@ def _fit_together(models: Sequence[str]) -> bool:
     return available is None or sum(sizes) * _MEMORY_FACTOR < available * _MEMORY_SHARE
 
 
-def _start(
-    stack: ExitStack, model: str, settings: BenchSettings, extra_work: float
-) -> _Candidate:
+def _start(stack: ExitStack, model: str, settings: BenchSettings, extra_work: float) -> _Candidate:
     cold = None
     if settings.cold_start:
         with BenchProcess(model, settings, cold=True) as process:
@@ -244,4 +242,3 @@ def _doubts(results: Sequence[BenchResult], limits: Roofline | None) -> list[Fin
             message = f"{name}: the cold start was not cold: {result.cold_start['cold_reason']}"
             found.append(Finding("not-cold", message, "close what uses the file", False))
     return found
-

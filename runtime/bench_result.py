@@ -179,9 +179,7 @@ def scenario_result(
         )
         if is_decode
         else prefill_share(rates.mean, facts.prefill_parameters, limits),
-        kv_bytes=None
-        if kv.value is None
-        else kv.value * (scenario.n_depth + scenario.n_tokens),
+        kv_bytes=None if kv.value is None else kv.value * (scenario.n_depth + scenario.n_tokens),
         warm_up_s=collected.warm_up["seconds"],
         steady=collected.warm_up["is_steady"],
     )

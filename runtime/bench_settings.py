@@ -90,9 +90,7 @@ class BenchSettings:
         """Return what is timed, without repeats, in the order in which it runs."""
         found = [Scenario(kind="prefill", n_tokens=n) for n in sorted(self.ttft_tokens)]
         for depth in self.depths:
-            found.append(
-                Scenario(kind="prefill", n_tokens=self.prompt_tokens, n_depth=depth)
-            )
+            found.append(Scenario(kind="prefill", n_tokens=self.prompt_tokens, n_depth=depth))
             found.append(Scenario(kind="decode", n_tokens=self.decode_tokens, n_depth=depth))
         return list(dict.fromkeys(found))
 

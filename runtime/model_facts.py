@@ -48,9 +48,7 @@ def read_facts(kind: ModelKind, path: Path) -> ModelFacts:
     return reader(path)
 
 
-def _facts(
-    source: str, n_all: float, n_body: float, read_bytes: float, kv: Reading
-) -> ModelFacts:
+def _facts(source: str, n_all: float, n_body: float, read_bytes: float, kv: Reading) -> ModelFacts:
     return ModelFacts(
         n_parameters=Reading.measured(n_all, "parameters", source),
         prefill_parameters=Reading.measured(n_body, "parameters", source),

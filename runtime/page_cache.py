@@ -66,9 +66,10 @@ def _pages_of(file: Path, mincore: Any) -> bytes:
         return b""
     flags = (ctypes.c_ubyte * -(-size_bytes // mmap.PAGESIZE))()
     # A private writable mapping: only of such a one ctypes gives the address. Nothing is written.
-    with open(file, "rb") as opened, mmap.mmap(
-        opened.fileno(), size_bytes, access=mmap.ACCESS_COPY
-    ) as mapped:
+    with (
+        open(file, "rb") as opened,
+        mmap.mmap(opened.fileno(), size_bytes, access=mmap.ACCESS_COPY) as mapped,
+    ):
         anchor = ctypes.c_char.from_buffer(mapped)
         address = ctypes.c_void_p(ctypes.addressof(anchor))
         status = mincore(address, ctypes.c_size_t(size_bytes), flags)
