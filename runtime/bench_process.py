@@ -29,7 +29,8 @@ class BenchProcess:
         self.model = model
         self.cpu_s = 0.0
         """Processor time that it has used so far."""
-        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        # A file, since nobody reads a pipe while the model is measured; closed by close().
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         spawned_s = time.monotonic()
         # -P: a statistics.py in the current folder must not replace the one of the library.
         self._child = subprocess.Popen(

@@ -109,7 +109,7 @@ class BenchRun:
 
     settings: BenchSettings
     order: str
-    """``interleaved``: A B, B A, A B ...; ``sequential`` where they do not fit beside each other."""
+    """``interleaved``: A B, B A, ...; ``sequential`` where memory does not hold all of them."""
     roofline: Roofline | None
     before: Snapshot
     after: Snapshot
