@@ -19,7 +19,7 @@ COMMANDS = (
         "chat",
         "doctor",
     ],
-    [["cache", "inspect"], ["devices", "detect"]],
+    [["cache", "inspect"], ["bench", "compare"], ["devices", "detect"]],
 )
 TARGET = Path(__file__).parents[1] / "docs" / "cli.md"
 
