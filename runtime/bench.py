@@ -7,7 +7,7 @@ in mirrored order (A B, B A, ...), so that what drifts on the machine drifts for
 
 import hashlib
 import json
-import time
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -78,8 +78,7 @@ def run_bench(
     handicaps = [(extra_work or {}).get(place, 0.0) for place in range(len(models))]
     together = _fit_together(models)
     groups = [list(range(len(models)))] if together else [[place] for place in range(len(models))]
-    before, own_s = take_snapshot(), 0.0
-    cpu_before_s = time.process_time()
+    before, own_before_s = take_snapshot(), _own_seconds()
     candidates: list[_Candidate] = []
     with progress.track("speed", len(models) * settings.repetitions) as advance:
         for group in groups:
@@ -90,9 +89,7 @@ def run_bench(
                 candidates += started
                 for done, name in _measure(started, settings, compares=len(models) > 1):
                     advance(group[0] * settings.repetitions + done, name)
-                own_s += sum(candidate.process.cpu_s for candidate in started)
-    after = take_snapshot()
-    own_s += time.process_time() - cpu_before_s
+    after, own_s = take_snapshot(), _own_seconds() - own_before_s
     findings = judge(before, after, own_s)
     results = [_result(candidate, limits, findings) for candidate in candidates]
     return BenchRun(
@@ -107,6 +104,12 @@ def run_bench(
         results=_with_equal_ids(results),
         parent_user_s=parent_user_s,
     )
+
+
+def _own_seconds() -> float:
+    """Return the processor time of this process and of all its children that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _probe(settings: BenchSettings, progress: Progress) -> Roofline | None:

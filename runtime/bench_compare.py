@@ -225,10 +225,11 @@ def _compare_scenario(base: Measured, new: Measured, name: str, max_regress: flo
 def _differences(base: Measured, new: Measured) -> list[str]:
     """Return what differs in machine, versions and memory, one line each."""
     lines = []
-    for before, after in ((base.machine, new.machine), (base.tools, new.tools)):
-        for name in sorted((before.keys() & after.keys()) - _VOLATILE):
-            if before[name] != after[name]:
-                lines.append(f"{name}: {before[name]} -> {after[name]}")
-    if base.peak_rss_bytes and new.peak_rss_bytes:
-        lines.append(f"peak memory: {new.peak_rss_bytes / base.peak_rss_bytes - 1:+.1%}")
+    for one, other in ((base.machine, new.machine), (base.tools, new.tools)):
+        for name in sorted((one.keys() & other.keys()) - _VOLATILE):
+            if one[name] != other[name]:
+                lines.append(f"{name}: {one[name]} -> {other[name]}")
+    before, after = base.peak_rss_bytes, new.peak_rss_bytes
+    if before and after and before != after:
+        lines.append(f"peak memory: {after / before - 1:+.1%}")
     return lines

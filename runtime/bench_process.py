@@ -27,8 +27,6 @@ class BenchProcess:
             EngineError: it cannot be loaded; the reason is the one of its process.
         """
         self.model = model
-        self.cpu_s = 0.0
-        """Processor time that it has used so far."""
         # A file, since nobody reads a pipe while the model is measured; closed by close().
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         spawned_s = time.monotonic()
@@ -69,7 +67,6 @@ class BenchProcess:
         reason = reply.get("error") if reply else self._describe_end()
         if reason is not None:
             raise EngineError(reason if self.model in reason else f"{self.model}: {reason}")
-        self.cpu_s = reply.pop("cpu_s")
         return reply
 
     def close(self) -> None:

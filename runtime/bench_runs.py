@@ -18,7 +18,7 @@ from edgekd.runtime.engine import Engine
 
 _STEADY_RUNS = 3
 _STEADY_SPREAD = 0.05
-"""Warm is an engine whose last runs lie within 5 % of each other and show no more gain."""
+"""Warm is an engine whose last runs lie within 5 % of each other."""
 _MAX_WARM_UPS = 12
 _SOAK_WINDOW_S = 5.0
 _SOAK_WINDOWS = 4  # compared with as many before them
@@ -141,7 +141,7 @@ class Runner:
 
 
 def is_steady(seconds: Sequence[float]) -> bool:
-    """Return whether the last runs are alike, and no faster than they have been before."""
+    """Return whether the last runs took the same time, within 5 % of each other."""
     if len(seconds) < _STEADY_RUNS:
         return False
     tail = seconds[-_STEADY_RUNS:]

@@ -106,7 +106,6 @@ def main() -> int:
             reply = worker.answer(json.loads(line))
         except EdgekdError as error:
             reply = {"error": str(error)}
-        reply["cpu_s"] = time.process_time()
         replies.write(json.dumps(reply) + "\n")
         replies.flush()
     return 0
