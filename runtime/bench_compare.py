@@ -117,7 +117,7 @@ def overall(verdicts: Sequence[Verdict]) -> Verdict:
     """Return the worst verdict: one regression is one, whatever the rest says."""
     for verdict in ("regression", "inconclusive"):
         if verdict in verdicts:
-            return verdict  # type: ignore[return-value]
+            return verdict
     return "within limits"
 
 

@@ -177,7 +177,7 @@ def _cold(start: dict[str, Any] | None) -> str:
 
 
 def _speed_rows(document: dict[str, Any]) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for result in document["results"]:
         for entry in result["scenarios"]:
             gaps, share = entry["gap_ms"], entry["roofline_share"]

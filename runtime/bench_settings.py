@@ -124,5 +124,7 @@ class BenchSettings:
 
 def settings_from_dict(document: dict[str, Any]) -> BenchSettings:
     """Return the settings that ``BenchSettings.as_dict`` made ``document`` of."""
-    values = {n: tuple(v) if isinstance(v, list) else v for n, v in document.items()}
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in document.items()
+    }
     return BenchSettings(**values)

@@ -22,6 +22,7 @@ _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "I8": 1, "
 _LLAMACPP_KV_BYTES = 2  # f16, the engine's default for both sides
 # Models that do not keep one key and one value of every layer for every token.
 _OTHER_CACHES = ("ssm.", "attention.kv_lora_rank", "attention.sliding_window", "wkv.")
+_RESHAPING = ("Cast", "Transpose")
 _ONNX_ITEM_BYTES = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 10: 2, 16: 2}  # TensorProto.DataType
 
 
@@ -161,36 +162,46 @@ def _facts_of_onnx(path: Path) -> ModelFacts:
     except ImportError:
         return _unknown(source, "reading a graph needs the onnx package: pip install onnx")
     graph = onnx.load(path / "model.onnx", load_external_data=False).graph
-    weights = {entry.name: _onnx_bytes(entry) for entry in graph.initializer}
-    aliases = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "Cast"}
-    looked_up, multiplied = set(), set()
+    weights = {entry.name: entry for entry in graph.initializer}
+    origins = {n.output[0]: n.input[0] for n in graph.node if n.op_type in _RESHAPING}
+    looked_up: set[str] = set()
+    multiplied: set[str] = set()
     n_all = n_body = 0
     for node in graph.node:
-        names = {aliases.get(name, name) for name in node.input}
-        (looked_up if node.op_type.startswith("Gather") else multiplied).update(names)
+        names = {_origin(name, origins) for name in node.input} & weights.keys()
+        if node.op_type.startswith("Gather"):
+            looked_up |= names
+        elif node.op_type not in _RESHAPING:
+            multiplied |= names
         if node.op_type in ("MatMulNBits", "MatMul", "Gemm"):
-            n_values = _n_values(node, graph)
+            n_values = _n_values(node, [weights[name].dims for name in names])
             n_all += n_values
             n_body += 0 if "logits" in node.output else n_values
-    read = sum(size for name, size in weights.items() if name not in looked_up - multiplied)
+    read = sum(_onnx_bytes(weights[name]) for name in weights.keys() - (looked_up - multiplied))
     kv_bytes = sum(_kv_row_bytes(entry) for entry in graph.input)
     kv = Reading.measured(kv_bytes, "bytes/token", source)
     return _facts(f"{source}, matrices only", n_all, n_body, read, kv)
+
+
+def _origin(name: str, origins: dict[str, str]) -> str:
+    """Return the weight of which ``name`` is another form."""
+    while name in origins:
+        name = origins[name]
+    return name
 
 
 def _onnx_bytes(tensor: Any) -> int:
     for entry in tensor.external_data:
         if entry.key == "length":
             return int(entry.value)
-    return math.prod(tensor.dims) * _ONNX_ITEM_BYTES.get(tensor.data_type, 0)
+    return int(math.prod(tensor.dims)) * _ONNX_ITEM_BYTES.get(tensor.data_type, 0)
 
 
-def _n_values(node: Any, graph: Any) -> int:
+def _n_values(node: Any, shapes: list[Any]) -> int:
     sizes = {entry.name: entry.i for entry in node.attribute}
     if "K" in sizes and "N" in sizes:
         return int(sizes["K"] * sizes["N"])
-    dims = [entry.dims for entry in graph.initializer if entry.name in node.input]
-    return math.prod(max(dims, key=math.prod)) if dims else 0
+    return max((int(math.prod(dims)) for dims in shapes), default=0)
 
 
 def _kv_row_bytes(entry: Any) -> int:
@@ -198,5 +209,5 @@ def _kv_row_bytes(entry: Any) -> int:
     if not entry.name.startswith("past_key_values."):
         return 0
     kind = entry.type.tensor_type
-    fixed = [dim.dim_value for dim in kind.shape.dim if dim.dim_value]
+    fixed = [int(dim.dim_value) for dim in kind.shape.dim if dim.dim_value]
     return math.prod(fixed) * _ONNX_ITEM_BYTES.get(kind.elem_type, 0)

@@ -103,7 +103,8 @@ def test_llama_cpps_own_script_reads_our_lines(document: dict[str, Any], tmp_pat
     rows += [row | {"build_commit": "bbbbbbbb", "avg_ts": 2 * row["avg_ts"]} for row in rows]
     file = tmp_path / "ours.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
-    command = [sys.executable, str(script), "-i", str(file), "-b", "aaaaaaaa", "-c", "bbbbbbbb"]
+    command = [sys.executable, str(script), "-i", str(file), "-t", "llama-bench"]
+    command += ["-b", "aaaaaaaa", "-c", "bbbbbbbb"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     lines = [line for line in result.stdout.splitlines() if "pp16" in line or "tg8" in line]
