@@ -66,8 +66,8 @@ def run_bench(
 ) -> BenchRun:
     """Return all that is measured of ``models`` on this machine.
 
-    ``extra_work`` slows the models at these places down by a share of each pass: it is there to
-    try whether a comparison would notice.
+    ``extra_work`` has the models at these places compute a share of their tokens a second time: it
+    is there to try whether a comparison would notice.
 
     Raises:
         EngineError: a model cannot be run; the reason is the one of its process.

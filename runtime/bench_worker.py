@@ -54,7 +54,7 @@ class Worker:
         spawned_s: float,
         extra_work: float = 0.0,
     ) -> dict[str, Any]:
-        """Load the model; ``extra_work`` slows each pass down by that share of its time."""
+        """Load the model; ``extra_work`` is the share of tokens that it computes a second time."""
         wanted = settings_from_dict(settings)
         n_threads = wanted.n_threads or default_threads()
         self.loaded, start = start_model(
@@ -136,6 +136,7 @@ class _Slowed:
     def __init__(self, engine: Engine, extra_work: float) -> None:
         self._engine = engine
         self._extra_work = extra_work
+        self._owed_tokens = 0.0
         self.name, self.vocab_size = engine.name, engine.vocab_size
         self.context_tokens = engine.context_tokens
 
@@ -144,12 +145,15 @@ class _Slowed:
         return self._engine.position
 
     def forward(self, ids: Sequence[int], *, every_logit: bool = False) -> Any:
-        start_s = time.perf_counter()
-        logits = self._engine.forward(ids, every_logit=every_logit)
-        end_s = time.perf_counter()
-        while time.perf_counter() - end_s < self._extra_work * (end_s - start_s):
-            pass
-        return logits
+        # Passes of its own and no waiting: threads that idle in between cost more than the wait.
+        self._owed_tokens += self._extra_work * len(ids)
+        start = self._engine.position
+        while self._owed_tokens >= 1:
+            again = ids[: int(self._owed_tokens)]
+            self._engine.forward(again)
+            self._engine.rewind(start)
+            self._owed_tokens -= len(again)
+        return self._engine.forward(ids, every_logit=every_logit)
 
     def rewind(self, position: int = 0) -> None:
         self._engine.rewind(position)
