@@ -1,8 +1,8 @@
 """Does ``edgekd bench compare`` call a slowdown a regression, and no change none?
 
 The same file is measured as two models that take turns. In half of the tries the second one's
-process really works more: it computes 8 % of all tokens a second time. Every try is a run of its own, written to files and compared by the command's function at
-``--max-regress 5%``.
+process really works more: it computes 8 % of all tokens a second time. Every try is a run of its
+own, written to files and compared by the command's function at ``--max-regress 5%``.
 
     python benchmarks/bench_compare_power.py model.gguf --tries 20 -r 10
 
