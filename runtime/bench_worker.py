@@ -1,28 +1,25 @@
-"""The process that measures one model: settings as JSON on stdin, one JSON line on stdout.
+"""The process that measures one model: one JSON command a line on stdin, one JSON reply each.
 
-Every engine gets the same text, cut to the same number of tokens, and continues it greedily
-past any end token, so that all do the same number of steps. Started by edgekd.runtime.bench.
+Started by edgekd.runtime.bench_process, which lets several of them take turns.
 """
 
 import hashlib
 import json
+import os
+import re
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict
+from typing import IO, Any
 
-from edgekd.devices.detect import detect
-from edgekd.devices.energy import EnergyMeter
-from edgekd.devices.memory import peak_rss_bytes
+from edgekd.devices.memory import current_memory, peak_rss_bytes
 from edgekd.devices.reading import Reading
 from edgekd.errors import EdgekdError, EngineError
-from edgekd.files import size_of
-from edgekd.manifest import tool_versions
-from edgekd.runtime.bench import BenchResult, BenchSettings
+from edgekd.runtime.bench_runs import Runner
+from edgekd.runtime.bench_settings import BenchSettings, Scenario, settings_from_dict
+from edgekd.runtime.bench_start import mapped_bytes, start_model
 from edgekd.runtime.engine import Engine
-from edgekd.runtime.loading import LoadedModel, default_threads, open_model
-from edgekd.runtime.stats import percentile, summarise
+from edgekd.runtime.loading import LoadedModel, default_threads
 from edgekd.runtime.tokenizer import Tokenizer
 
 PARAGRAPH = (
@@ -32,67 +29,88 @@ PARAGRAPH = (
     "to tell one dark coast from another. In winter the supply boat may not land for weeks, so "
     "he counts candles, flour and coal, and plans each day as carefully as a voyage. "
 )
+_PADDING = re.compile(rb"\[PAD\d+\]|<\|?unused\d+\|?>")
 
 
-@dataclass(frozen=True)
-class Repetition:
-    """The times of one prompt and its continuation."""
+class Worker:
+    """One model and what was asked of it so far."""
 
-    prefill_s: float
-    ttft_s: float
-    gaps_s: list[float]
+    loaded: LoadedModel
+    runner: Runner
+
+    def answer(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Do what ``command`` says and return the reply."""
+        what = command.pop("do")
+        reply: dict[str, Any] = getattr(self, f"do_{what}")(**command)
+        return reply
+
+    def do_load(
+        self,
+        *,
+        model: str,
+        settings: dict[str, Any],
+        cold: bool,
+        spawned_s: float,
+        extra_work: float = 0.0,
+    ) -> dict[str, Any]:
+        """Load the model; ``extra_work`` is the share of tokens that it computes a second time."""
+        wanted = settings_from_dict(settings)
+        n_threads = wanted.n_threads or default_threads()
+        self.loaded, start = start_model(
+            model, wanted.context_tokens, n_threads, cold=cold, spawned_s=spawned_s
+        )
+        _check_context(self.loaded, wanted)
+        ids = text_ids(self.loaded.tokenizer, wanted.text_tokens + 1)
+        engine = self.loaded.engine
+        self.runner = Runner(_Slowed(engine, extra_work) if extra_work else engine, ids)
+        return {
+            "path": str(self.loaded.path),
+            "kind": str(self.loaded.kind),
+            "engine": engine.name,
+            "n_threads": n_threads,
+            "start": asdict(start),
+            "prompt_ids": ids[: wanted.text_tokens],
+        }
+
+    def do_warm_up(self, *, scenario: dict[str, Any], limit_s: float) -> dict[str, Any]:
+        """Run a scenario until it is steady."""
+        return asdict(self.runner.warm_up(Scenario(**scenario), limit_s))
+
+    def do_run(self, *, scenario: dict[str, Any]) -> dict[str, Any]:
+        """Run a scenario once."""
+        return asdict(self.runner.run(Scenario(**scenario)))
+
+    def do_soak(self, *, scenario: dict[str, Any], limit_s: float) -> dict[str, Any]:
+        """Run a scenario until the machine is as warm as it gets."""
+        return self.runner.soak(Scenario(**scenario), limit_s)
+
+    def do_memory(self) -> dict[str, Any]:
+        """Return the memory of this process."""
+        peak = Reading.measured(peak_rss_bytes(), "bytes", "peak resident size of the process")
+        found = {"peak_rss_bytes": peak, **current_memory()}
+        found["mapped_weights_bytes"] = mapped_bytes(self.loaded.path)
+        return {name: asdict(reading) for name, reading in found.items()}
+
+    def do_vocabulary(self) -> dict[str, Any]:
+        """Return a hash of the vocabulary."""
+        return {"sha256": vocabulary_sha256(self.loaded)}
 
 
 def main() -> int:
-    """Measure what stdin asks for, print the result and return the exit code."""
-    request = json.load(sys.stdin)
-    try:
-        result = measure(request["model"], BenchSettings(**request["settings"]))
-    except EdgekdError as error:
-        print(json.dumps({"error": str(error)}), flush=True)
-        return 1
-    print("\n" + json.dumps({"result": result.as_dict()}), flush=True)
+    """Answer commands until stdin ends; return the exit code."""
+    replies = _take_stdout()
+    worker = Worker()
+    for line in sys.stdin:
+        try:
+            reply = worker.answer(json.loads(line))
+        except EdgekdError as error:
+            reply = {"error": str(error)}
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
     return 0
 
 
-def measure(model: str, settings: BenchSettings) -> BenchResult:
-    """Return the measurements of ``model`` in this process, which should be a fresh one.
-
-    Raises:
-        EdgekdError: the model cannot be loaded or run, or its context is too small.
-    """
-    n_threads = settings.n_threads or default_threads()
-    start_s = time.perf_counter()
-    loaded = open_model(model, context_tokens=settings.context_tokens, n_threads=n_threads)
-    load_s = time.perf_counter() - start_s
-    _check_context(loaded, settings)
-    ids = prompt_ids(loaded.tokenizer, settings.prompt_tokens)
-    meter = EnergyMeter()
-    _run_once(loaded.engine, ids, settings.decode_tokens, EnergyMeter())  # warm-up
-    repetitions = [
-        _run_once(loaded.engine, ids, settings.decode_tokens, meter)
-        for _ in range(settings.repetitions)
-    ]
-    peak_bytes = peak_rss_bytes()
-    loaded.engine.close()
-    return BenchResult(
-        model=str(loaded.path),
-        engine=loaded.engine.name,
-        kind=str(loaded.kind),
-        settings=asdict(settings),
-        n_threads=n_threads,
-        file_bytes=size_of(loaded.path),
-        load_s=load_s,
-        **_speeds(repetitions, len(ids)),
-        peak_rss_bytes=peak_bytes,
-        energy_per_token=_per_token(meter, settings.repetitions * settings.decode_tokens),
-        prompt_ids_sha256=hashlib.sha256(json.dumps(ids).encode()).hexdigest(),
-        machine=detect().as_dict(),
-        tools=tool_versions(),
-    )
-
-
-def prompt_ids(tokenizer: Tokenizer, n_tokens: int) -> list[int]:
+def text_ids(tokenizer: Tokenizer, n_tokens: int) -> list[int]:
     """Return the first ``n_tokens`` ids of ``PARAGRAPH``, repeated as often as needed."""
     text = PARAGRAPH
     while len(ids := tokenizer.encode(text)) < n_tokens:
@@ -100,50 +118,63 @@ def prompt_ids(tokenizer: Tokenizer, n_tokens: int) -> list[int]:
     return ids[:n_tokens]
 
 
+def vocabulary_sha256(loaded: LoadedModel) -> str:
+    """Return a hash of the bytes of every id; rows that only pad the table count for nothing."""
+    pieces = []
+    for token_id in range(loaded.engine.vocab_size):
+        piece = loaded.tokenizer.raw_token_bytes(token_id)
+        pieces.append(b"" if _PADDING.fullmatch(piece) else piece)
+    while pieces and not pieces[-1]:
+        pieces.pop()
+    return hashlib.sha256(b"".join(b"%d:%s" % (len(p), p) for p in pieces)).hexdigest()
+
+
+class _Slowed:
+    """An engine that works longer than it needs: what the power of a comparison is tried on."""
+
+    def __init__(self, engine: Engine, extra_work: float) -> None:
+        self._engine = engine
+        self._extra_work = extra_work
+        self._owed_tokens = 0.0
+        self.name, self.vocab_size = engine.name, engine.vocab_size
+        self.context_tokens = engine.context_tokens
+
+    @property
+    def position(self) -> int:
+        return self._engine.position
+
+    def forward(self, ids: Sequence[int], *, every_logit: bool = False) -> Any:
+        # Passes of its own and no waiting: threads that idle in between cost more than the wait.
+        self._owed_tokens += self._extra_work * len(ids)
+        start = self._engine.position
+        while self._owed_tokens >= 1:
+            again = ids[: int(self._owed_tokens)]
+            self._engine.forward(again)
+            self._engine.rewind(start)
+            self._owed_tokens -= len(again)
+        return self._engine.forward(ids, every_logit=every_logit)
+
+    def rewind(self, position: int = 0) -> None:
+        self._engine.rewind(position)
+
+    def close(self) -> None:
+        self._engine.close()
+
+
 def _check_context(loaded: LoadedModel, settings: BenchSettings) -> None:
     room = loaded.engine.context_tokens
     if room < settings.context_tokens:
         raise EngineError(
-            f"{settings.prompt_tokens} prompt and {settings.decode_tokens} decoded tokens do not "
-            f"fit into the context of {room}; ask for fewer"
+            f"{settings.context_tokens} tokens of prompt, decode and depth do not fit into the "
+            f"context of {room}; ask for fewer"
         )
 
 
-def _run_once(engine: Engine, ids: Sequence[int], n_steps: int, meter: EnergyMeter) -> Repetition:
-    """Prefill ``ids`` and decode ``n_steps`` greedy tokens after the first."""
-    clock = time.perf_counter
-    engine.rewind()
-    start_s = clock()
-    logits_V = engine.forward(ids)
-    prefill_s = clock() - start_s
-    token_id = int(logits_V.argmax())
-    ttft_s = clock() - start_s
-    gaps_s = []
-    meter.start()
-    before_s = clock()
-    for _ in range(n_steps):
-        token_id = int(engine.forward([token_id]).argmax())
-        now_s = clock()
-        gaps_s.append(now_s - before_s)
-        before_s = now_s
-    meter.stop()
-    return Repetition(prefill_s, ttft_s, gaps_s)
-
-
-def _speeds(repetitions: Sequence[Repetition], n_prompt: int) -> dict[str, Any]:
-    gaps_ms = [gap_s * 1e3 for repetition in repetitions for gap_s in repetition.gaps_s]
-    return {
-        "prefill_tokens_per_s": summarise([n_prompt / r.prefill_s for r in repetitions]),
-        "decode_tokens_per_s": summarise([len(r.gaps_s) / sum(r.gaps_s) for r in repetitions]),
-        "ttft_s": summarise([r.ttft_s for r in repetitions]),
-        "ms_per_token": {f"p{p}": percentile(gaps_ms, p) for p in (50, 95, 99)},
-    }
-
-
-def _per_token(meter: EnergyMeter, n_tokens: int) -> Reading:
-    reading = meter.joules()
-    value = None if reading.value is None else reading.value / n_tokens
-    return replace(reading, value=value, unit="J/token")
+def _take_stdout() -> IO[str]:
+    """Return standard output for the replies; what libraries print goes to standard error."""
+    kept = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return kept
 
 
 if __name__ == "__main__":

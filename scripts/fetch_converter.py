@@ -1,8 +1,9 @@
 """Fetch llama.cpp's own GGUF converter and print the folder it lies in.
 
 It is part of llama-cpp-python's source archive, not of its wheel. The archive (77 MB) is taken from
-the package index in the version that is installed, checked, and only the converter is kept:
-1 MB under ``$XDG_CACHE_HOME/edgekd``. Exits with 3 where the index cannot be reached.
+the package index in the version that is installed, checked, and only the converter is kept, with
+the script that reads results of llama-bench: 1 MB under ``$XDG_CACHE_HOME/edgekd``. Exits with 3
+where the index cannot be reached.
 """
 
 import hashlib
@@ -19,12 +20,13 @@ from pathlib import Path
 SHA256 = {"0.3.36": "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"}
 UNREACHABLE = 3
 _KEPT = ("conversion", "gguf-py", "convert_hf_to_gguf.py", "LICENSE")
+_KEPT_SCRIPTS = ("compare-llama-bench.py",)
 
 
 def main() -> None:
     """Print the folder with ``convert_hf_to_gguf.py``, after fetching it if need be."""
     installed = version("llama-cpp-python")
-    folder = _cache_folder() / f"converter-{installed}"
+    folder = _cache_folder() / f"llama.cpp-{installed}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix="converter-") as partial:
@@ -69,7 +71,9 @@ def _extract(archive: Path, folder: Path) -> Path:
 
 def _is_kept(name: str) -> bool:
     parts = Path(name).parts
-    return parts[1:3] == ("vendor", "llama.cpp") and parts[3:4] != () and parts[3] in _KEPT
+    if parts[1:3] != ("vendor", "llama.cpp") or len(parts) < 4:
+        return False
+    return parts[3] in _KEPT or (parts[3] == "scripts" and parts[-1] in _KEPT_SCRIPTS)
 
 
 def _keep(found: Path, folder: Path) -> None:

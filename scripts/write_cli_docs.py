@@ -19,7 +19,11 @@ COMMANDS = (
         "chat",
         "doctor",
     ],
-    [["cache", "inspect"], *(["devices", verb] for verb in ("list", "show", "detect", "fit"))],
+    [
+        ["cache", "inspect"],
+        ["bench", "compare"],
+        *(["devices", verb] for verb in ("list", "show", "detect", "fit")),
+    ],
 )
 TARGET = Path(__file__).parents[1] / "docs" / "cli.md"
 

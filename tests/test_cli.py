@@ -185,8 +185,17 @@ def test_prune_distill_bench_and_chat_from_the_command_line(
     assert _json(trained)["steps"] == 2
     assert "step 2/2" in trained.stderr and "tokens/s" in trained.stderr
     assert "row_tokens = 32" in (out / "recipe.toml").read_text()
-    (measured,) = _json(run("bench", str(tiny_gguf), "-p", "8", "-n", "4", "-r", "2", "--json"))
-    assert measured["decode_tokens_per_s"]["n"] == 2
+    sizes = ["-p", "8", "-n", "4", "-d", "0,8", "-r", "2", "--no-roofline", "--no-cold"]
+    saved = tmp_path / "run.json"
+    document = _json(run("bench", str(tiny_gguf), *sizes, "--save", str(saved), "--json"))
+    assert document == json.loads(saved.read_text())
+    names = [entry["name"] for entry in document["results"][0]["scenarios"]]
+    assert names == ["pp8", "tg4", "pp8@d8", "tg4@d8"]
+    own_user_s = document["results"][0]["warm_start"]["own_user_s"]
+    assert document["parent_user_s"] + own_user_s < 1.5  # beyond what the engine needs to start
+    assert run("bench", "compare", str(saved), str(saved)).returncode in (0, 3)
+    listed = run("bench", str(tiny_gguf), *sizes, "-o", "csv", "--quiet")
+    assert len(listed.stdout.splitlines()) == 5 and listed.stderr == ""
     command = [
         sys.executable,
         "-m",

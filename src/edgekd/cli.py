@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from edgekd.cli_bench import app as bench_app
 from edgekd.cli_devices import app as devices_app
 from edgekd.cli_distill import app as distill_app
 from edgekd.cli_options import (
@@ -30,6 +31,7 @@ from edgekd.progress import make_progress
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(distill_app)
+app.add_typer(bench_app, name="bench")
 app.add_typer(devices_app, name="devices")
 
 
@@ -186,35 +188,6 @@ def _show_lineage(artifact: Path, look_in: list[Path], as_json: bool) -> None:
     if changed := link.changed():
         names = ", ".join(one.name for one in changed)
         raise VerificationError(f"no longer what the manifests recorded: {names}")
-
-
-@app.command()
-def bench(
-    models: Annotated[list[str], typer.Argument(help="Models to measure, each in a process.")],
-    prompt_tokens: Annotated[int, typer.Option("-p", help="Tokens of prefill.")] = 512,
-    decode_tokens: Annotated[int, typer.Option("-n", help="Tokens of decode.")] = 128,
-    repetitions: Annotated[int, typer.Option("-r", help="Measured repetitions.")] = 5,
-    threads: Threads = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Measure speed, latency and memory of MODELS on this machine."""
-    from rich.console import Console
-
-    from edgekd.runtime.bench import BenchSettings, bench_models
-    from edgekd.runtime.bench_table import render_table
-
-    settings = BenchSettings(
-        prompt_tokens=prompt_tokens,
-        decode_tokens=decode_tokens,
-        repetitions=repetitions,
-        n_threads=threads,
-    )
-    results = bench_models(models, settings, make_progress(quiet))
-    if as_json:
-        print(json.dumps([result.as_dict() for result in results]))
-    else:
-        Console().print(render_table(results))
 
 
 @app.command()

@@ -1,0 +1,146 @@
+"""The commands ``edgekd bench MODEL...`` and ``edgekd bench compare BASE NEW``."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from edgekd.cli_options import Json, Quiet, Threads
+from edgekd.errors import EdgekdError
+from edgekd.progress import make_progress
+
+_USAGE = 2
+_DEFAULT = "run"
+
+
+class _MeasuresByDefault(TyperGroup):
+    """A group whose first argument is a model unless it names a command."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Insert the command that was left out."""
+        if args and args[0] not in self.commands:
+            args = [_DEFAULT, *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_MeasuresByDefault,
+    no_args_is_help=True,
+    help="Measure MODEL..., or compare two measurements.",
+    subcommand_metavar="MODEL... | compare BASE NEW",
+)
+
+
+@app.command(_DEFAULT)
+def run(
+    models: Annotated[list[str], typer.Argument(help="Models to measure, each in a process.")],
+    prompt_tokens: Annotated[int, typer.Option("-p", help="Tokens of prefill.")] = 512,
+    decode_tokens: Annotated[int, typer.Option("-n", help="Tokens of decode.")] = 128,
+    depth: Annotated[
+        str, typer.Option("-d", help="Tokens in the cache before; several: 0,1024.")
+    ] = "0",
+    repetitions: Annotated[int, typer.Option("-r", help="Measured repetitions.")] = 5,
+    threads: Threads = None,
+    output: Annotated[
+        Literal["table", "json", "jsonl", "csv", "md", "html"],
+        typer.Option("-o", "--output", help="jsonl is llama-bench's; html for a browser."),
+    ] = "table",
+    ttft: Annotated[
+        str | None,
+        typer.Option(help="Further prompt lengths for time to first token, such as 32,128."),
+    ] = None,
+    soak: Annotated[
+        float, typer.Option(help="Minutes to decode at most until speed and heat are steady.")
+    ] = 0.0,
+    cold: Annotated[
+        bool, typer.Option(help="Also load once with the file out of the page cache.")
+    ] = True,
+    roofline: Annotated[
+        bool, typer.Option(help="Probe bandwidth and multiplications first.")
+    ] = True,
+    save: Annotated[
+        Path | None, typer.Option(help="Also write the JSON document here, for compare.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure speed, latency, memory and energy of MODELS on this machine.
+
+    Several models take turns. Two measurements are compared by: edgekd bench compare BASE NEW
+    """
+    from edgekd.files import write_text_atomic
+    from edgekd.runtime.bench import BenchSettings, run_bench
+    from edgekd.runtime.bench_formats import render, to_json
+
+    settings = BenchSettings(
+        prompt_tokens=prompt_tokens,
+        decode_tokens=decode_tokens,
+        depths=_numbers(depth, "-d"),
+        ttft_tokens=_ttft_lengths(ttft, prompt_tokens),
+        repetitions=repetitions,
+        n_threads=threads,
+        cold_start=cold,
+        roofline=roofline,
+        soak_minutes=soak,
+    )
+    document = run_bench(models, settings, make_progress(quiet)).as_dict()
+    if save is not None:
+        write_text_atomic(save, to_json(document) + "\n")
+    print(json.dumps(document) if as_json else render(document, output))
+
+
+@app.command()
+def compare(
+    base: Annotated[str, typer.Argument(help="FILE or FILE#MODEL: edgekd's or llama-bench's.")],
+    new: Annotated[str, typer.Argument(help="The same for the candidate.")],
+    max_regress: Annotated[str, typer.Option(help="Slowdown that is still within limits.")] = "5%",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare NEW with BASE: exit 0 within limits, 1 regression, 2 usage, 3 inconclusive.
+
+    MODEL is a name, a path or a number from 0. Two models of one run, which took turns, are
+    compared pair by pair: edgekd bench compare run.json#0 run.json#1
+    """
+    from edgekd.runtime.bench_compare import compare as compare_files
+    from edgekd.runtime.bench_compare_text import to_text
+
+    limit = _percent(max_regress)
+    try:
+        comparison = compare_files(base, new, limit)
+    except EdgekdError as error:
+        print(f"edgekd: {error}", file=sys.stderr)
+        raise typer.Exit(_USAGE) from error
+    if as_json:
+        print(json.dumps(comparison.as_dict()))
+    else:
+        print(comparison.verdict if quiet else to_text(comparison))
+    raise typer.Exit(comparison.exit_code)
+
+
+def _ttft_lengths(text: str | None, prompt_tokens: int) -> tuple[int, ...]:
+    """Return the lengths asked for, or two short ones below the prompt's."""
+    if text is not None:
+        return _numbers(text, "--ttft") if text else ()
+    return tuple(length for length in (32, 128) if length < prompt_tokens)
+
+
+def _numbers(text: str, option: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        message = f"{text!r} is no list of numbers such as 0,1024"
+        raise typer.BadParameter(message, param_hint=option) from None
+
+
+def _percent(text: str) -> float:
+    try:
+        share = float(text.removesuffix("%")) / 100
+    except ValueError:
+        share = -1.0
+    if not text.endswith("%") or not 0 <= share < 1:
+        raise typer.BadParameter(f"{text!r} is no share such as 5%", param_hint="--max-regress")
+    return share
