@@ -113,20 +113,20 @@ class Matrices:
         shapes = [self._checkpoint.shape(f"{name}.weight") for name in names]
         inputs = [hidden, codes, scales]
         bias = self._bias(names)
-        is_added_apart = self._is_plain and bias is not None
-        if points or (bias and not is_added_apart):
-            inputs += [points, "", "" if is_added_apart else bias or ""]  # no group index
+        added_apart = bias if self._is_plain else None
+        if points or (bias and not added_apart):
+            inputs += [points, "", "" if added_apart else bias or ""]  # no group index
         product, *_ = self._b.microsoft_node(
             "MatMulNBits",
             inputs,
-            [f"{output}.product" if is_added_apart else output],
+            [f"{output}.product" if added_apart else output],
             K=shapes[0][1],
             N=sum(n_rows for n_rows, _ in shapes),
             bits=BITS[grid],
             block_size=BLOCK_SIZE,
             accuracy_level=_FLOAT_LEVEL if self._is_plain else _ACCURACY_LEVEL,
         )
-        return self._b.node("Add", [product, bias], output) if is_added_apart else product
+        return self._b.node("Add", [product, added_apart], output) if added_apart else product
 
     def _multiply_floats(self, hidden: str, names: Sequence[str], output: str) -> str:
         """Multiply by floats; nodes that loading folds convert and transpose what is stored."""

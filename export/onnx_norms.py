@@ -31,7 +31,7 @@ class Norms:
         )
 
     def norm_sum(self, residual: str, added: str | None, name: str) -> tuple[str, str]:
-        """Return the norm of ``residual + added``, and that sum; one operator does both if fused."""
+        """Return the norm of ``residual + added``, and that sum; fused, it is one operator."""
         if added is None:
             return self.norm(residual, name), residual
         if not self._is_fused:
