@@ -13,6 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from record import record
+
 from edgekd.export.checkpoint import Checkpoint, open_checkpoint
 from edgekd.export.plan import make_plan, parse_quant
 from edgekd.export.to_npu import EMBEDDING_FILE, WEIGHTS_FILE, NpuOptions, write_npu
@@ -20,7 +22,6 @@ from edgekd.export.verify import check_blocks
 from edgekd.export.verify_npu import verify_on_npu
 from edgekd.progress import make_progress
 from edgekd.units import format_bytes
-from record import record
 
 _Q4_0_BITS = 4.5
 """Of a weight: 4, and an fp16 scale for each 32."""

@@ -72,8 +72,9 @@ def compile_graphs(folder: Path, soc: Soc) -> CompileResult:
     for name in files.values():
         for context in _contexts(folder / name):
             sdks.add(context["ep_sdk_version"])
-            binary = context["ep_cache_context"]
-            binaries[binary] = (folder / binary).stat().st_size
+            # Of a graph in several parts, one names the binary that holds all of them.
+            if binary := context.get("ep_cache_context"):
+                binaries[binary] = (folder / binary).stat().st_size
     compiled = Compiled(
         soc=soc.name,
         soc_model=soc.soc_model,
