@@ -17,7 +17,7 @@ from record import record
 
 from edgekd.export.checkpoint import Checkpoint, open_checkpoint
 from edgekd.export.plan import make_plan, parse_quant
-from edgekd.export.to_npu import EMBEDDING_FILE, WEIGHTS_FILE, NpuOptions, write_npu
+from edgekd.export.to_npu import HOST_DATA_FILE, WEIGHTS_FILE, NpuOptions, write_npu
 from edgekd.export.verify import check_blocks
 from edgekd.export.verify_npu import verify_on_npu
 from edgekd.progress import make_progress
@@ -52,7 +52,7 @@ def measure(checkpoint: Checkpoint, options: NpuOptions, folder: Path) -> dict[s
     n_equal = check_blocks(folder, checkpoint, plan)
     progress.say("running the emulator")
     seen = verify_on_npu(folder, checkpoint, plan)["on_npu"]
-    sizes = {name: (folder / name).stat().st_size for name in (WEIGHTS_FILE, EMBEDDING_FILE)}
+    sizes = {name: (folder / name).stat().st_size for name in (WEIGHTS_FILE, HOST_DATA_FILE)}
     # A tied head is multiplied by on the NPU, so every weight is in the binary.
     wanted_bytes = checkpoint.n_parameters * _Q4_0_BITS / 8
     binaries: dict[str, int] = report["compiled"]["binaries"]

@@ -23,7 +23,7 @@ class WeightFiles:
         """
         self._main = main
         self._apart = apart or {}
-        paths = (main, *self._apart.values())
+        paths = {main, *self._apart.values()}
         self._open: dict[Path, BinaryIO] = {path: path.open("wb") for path in paths}
         self._stored: dict[str, TensorProto] = {}
 

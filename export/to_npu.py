@@ -2,8 +2,8 @@
 
 The folder holds three graphs over the same weights (``host``, ``prefill``, ``decode``), and with
 QNN a context binary for either of the latter two. Blocks are those of the GGUF file; the graphs
-calculate in fp16, so nothing has to be calibrated. Embeddings lie in a file of their own: it is
-all that a device needs beside the binaries.
+calculate in fp16, so nothing has to be calibrated. What the host looks up lies in a file of its
+own: it is all that a device needs beside the binaries.
 """
 
 import json
@@ -30,8 +30,9 @@ from edgekd.runtime.providers import PROVIDERS
 from edgekd.runtime.static_model import HOST_GRAPH, StaticModel, write_static
 
 WEIGHTS_FILE = "model.onnx.data"
-EMBEDDING_FILE = "embedding.data"
+HOST_DATA_FILE = "host.data"
 PLACEMENT_FILE = "placement.json"
+_HOST_WEIGHTS = ("model.embed_tokens.", "cos_table", "sin_table", "local_cos", "local_sin")
 _OPSET = 23  # the first with RMSNormalization and RotaryEmbedding
 _QUANTS = ("f16", *BITS)
 
@@ -90,7 +91,7 @@ def write_npu(
 
 def write_graphs(checkpoint: Checkpoint, plan: Plan, folder: Path, options: NpuOptions) -> None:
     """Write the three graphs, their weights and the text side into ``folder``."""
-    apart = {"model.embed_tokens.": folder / EMBEDDING_FILE}
+    apart = dict.fromkeys(_HOST_WEIGHTS, folder / HOST_DATA_FILE)
     sizes = {"prefill": options.prefill_tokens, "decode": 1}
     with WeightFiles(folder / WEIGHTS_FILE, apart) as weights:
         host = GraphBuilder(weights, np.float16)

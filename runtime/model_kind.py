@@ -9,7 +9,7 @@ from edgekd.runtime.gguf_header import is_gguf
 
 REJECTED = ".rejected"
 """Ends the name of an artifact that failed its checks."""
-_ONNX_FILES = ("model.onnx", "decode.onnx")  # any shape, or fixed ones for an NPU
+_ONNX_FILES = ("model.onnx", "npu.json")  # graphs of any shape, or of fixed ones for an NPU
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "LICENSE*", "README.md"]
 

@@ -98,10 +98,14 @@ def graph_files(folder: Path, model: StaticModel, provider: str, root: Path) -> 
     """Return the files of the prefill and decode graphs for ``provider``.
 
     Raises:
-        ModelError: QNN is asked for, and nothing is compiled for the chip below ``root``.
+        ModelError: QNN is asked for, and nothing is compiled for the chip below ``root``; or
+            another is, and only binaries are there.
     """
     if provider != "qnn":
-        return {name: folder / f"{name}.onnx" for name in GRAPHS}
+        files = {name: folder / f"{name}.onnx" for name in GRAPHS}
+        if not all(path.is_file() for path in files.values()):
+            raise ModelError(f"{folder} holds binaries for an NPU only; use --ep qnn")
+        return files
     compiled = model.compiled
     if compiled is None:
         raise ModelError(

@@ -187,6 +187,26 @@ def verify(
     print_result(report, as_json, f"{artifact}: good\n{json.dumps(report, indent=2)}")
 
 
+@app.command()
+def package(
+    artifact: Annotated[Path, typer.Argument(help="An ONNX folder, exported with --target qnn.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    target: Annotated[Literal["android"], typer.Option(help="What it is for.")] = "android",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Gather what a phone needs of ARTIFACT in one folder, with scripts for adb and Termux."""
+    need("export", "torch", "transformers", "gguf", "onnx")
+    from edgekd.export.package_android import package_android
+
+    report = package_android(artifact, out)
+    text = f"{report['path']}: for {report['soc']}, model {report['model']}, scripts " + (
+        f"{report['scripts']}; on the workstation: {report['commands'][0]}; in Termux: "
+        f"{report['commands'][1]}"
+    )
+    print_result(report, as_json, text)
+
+
 def _show_lineage(artifact: Path, look_in: list[Path], as_json: bool) -> None:
     from dataclasses import asdict
 
