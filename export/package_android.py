@@ -111,7 +111,7 @@ for file in "$libs"/*; do adb push "$file" {_PHONE_FOLDER}/lib/; done
 adb shell "cd {_PHONE_FOLDER} && chmod +x lib/onnxruntime_perf_test && \\
   LD_LIBRARY_PATH=lib ADSP_LIBRARY_PATH=lib lib/onnxruntime_perf_test \\
   -I -m times -r 50 -e qnn -i 'backend_path|libQnnHtp.so' {compiled.graphs["decode"]}"
-""".replace("\\\\", "\\")
+"""
 
 
 def _termux_script(model: StaticModel) -> str:

@@ -177,6 +177,11 @@ def _attach(settings: Any, short: str, known: Provider, options: dict[str, str])
 def _check_placement(
     session: Any, path: Path, short: str, full_name: str, require_npu: bool
 ) -> None:
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        raise EngineError(
+            f"this ONNX Runtime does not tell what --ep {short} took, so it cannot be trusted with "
+            f"{path.name}; install onnxruntime 1.32 or later, or use --ep cpu"
+        )
     nodes = nodes_of(session)
     if not any(provider == full_name for provider, _ in nodes.values()):
         raise EngineError(

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from edgekd.devices.snapdragon import SOCS, detect_soc, find_soc
 from edgekd.errors import EngineError, ExportError, ModelError, RecipeError, VerificationError
 from edgekd.export.checkpoint import Checkpoint
 from edgekd.export.export_model import export_model
-from edgekd.export.plan import make_plan
+from edgekd.export.plan import Quant, make_plan
 from edgekd.export.qnn_compile import compile_graphs
 from edgekd.export.read_back import read_gguf_blocks, read_graph_blocks
 from edgekd.export.rounded_model import rounded_model
@@ -47,11 +48,11 @@ needs_qnn = pytest.mark.skipif(
 )
 
 
-def _write(checkpoint: Checkpoint, folder: Path, quant: str = "q4_0") -> Path:
+def _write(checkpoint: Checkpoint, folder: Path, quant: Quant = "q4_0") -> Path:
     """Write the graphs without compiling them, whatever is installed."""
     folder.mkdir()
     options = NpuOptions(context_tokens=CONTEXT, prefill_tokens=PREFILL)
-    write_graphs(checkpoint, make_plan(checkpoint, quant), folder, options)  # type: ignore[arg-type]
+    write_graphs(checkpoint, make_plan(checkpoint, quant), folder, options)
     windows = {
         "" if window is None else "local_": window
         for window in (
@@ -179,13 +180,22 @@ def test_the_last_slot_of_the_context_is_used_and_none_behind_it(
             engine.forward([5])
 
 
-@pytest.mark.parametrize("name", ["llama linear rope", "qwen3", "gemma3", "phi4", "smollm3"])
-def test_every_family_gives_what_torch_gives(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "quant"),
+    [
+        ("llama linear rope", "q8_0"),  # with biases
+        ("qwen3", "f16"),
+        ("gemma3", "q8_0"),
+        ("phi4", "q4_0"),
+        ("smollm3", "q8_0"),
+    ],
+)
+def test_every_family_gives_what_torch_gives(name: str, quant: Quant, tmp_path: Path) -> None:
     checkpoint = save_model(name, tmp_path / "model")
-    engine = TorchEngine(rounded_model(checkpoint, make_plan(checkpoint, "q8_0")), CONTEXT)
+    engine = TorchEngine(rounded_model(checkpoint, make_plan(checkpoint, quant)), CONTEXT)
     ids = list(range(5, 55))  # beyond Gemma's window
     expected = engine.forward(ids, every_logit=True)
-    with _engine(_write(checkpoint, tmp_path / "npu", "q8_0")) as static:
+    with _engine(_write(checkpoint, tmp_path / "npu", quant)) as static:
         found = np.concatenate(
             [
                 static.forward(ids[:48], every_logit=True),
@@ -229,16 +239,7 @@ def test_a_binary_for_another_chip_is_refused_with_the_command_that_builds_it(
 ) -> None:
     for file in static.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    model = read_static(static)
-    write_static(
-        tmp_path,
-        StaticModel(
-            context_tokens=CONTEXT,
-            prefill_tokens=PREFILL,
-            windows=model.windows,
-            compiled=_compiled_for("sm8750"),
-        ),
-    )
+    write_static(tmp_path, replace(read_static(static), compiled=_compiled_for("sm8750")))
     tree = tmp_path / "phone" / "sys/devices/soc0"
     tree.mkdir(parents=True)
     (tree / "machine").write_text("SM8650\n")
@@ -303,6 +304,17 @@ def test_an_export_for_an_npu_says_what_was_seen_where(on_npu: Path, tiny_folder
 
 
 @needs_qnn
+@pytest.mark.parametrize("soc", [soc.name for soc in SOCS if soc.name != "sm8750"])
+def test_binaries_of_every_chip_in_the_table_run(soc: str, static: Path, tmp_path: Path) -> None:
+    for file in static.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    compiled = compile_graphs(tmp_path, find_soc(soc)).compiled
+    write_static(tmp_path, replace(read_static(static), compiled=compiled))
+    with _engine(tmp_path, "qnn", require_npu=True) as npu, _engine(static) as cpu:
+        assert _greedy(npu, 4) == _greedy(cpu, 4)
+
+
+@needs_qnn
 def test_every_node_of_the_layers_is_placed_on_the_npu(on_npu: Path) -> None:
     placed = json.loads((on_npu / PLACEMENT_FILE).read_text())
     for graph in ("prefill", "decode"):
@@ -341,14 +353,6 @@ def test_nodes_that_the_npu_does_not_take_come_with_a_reason(static: Path, tmp_p
     assert result.report()["nodes_on_cpu"] == {"prefill": 0, "decode": 1}
     (left,) = (node for node in result.placement["decode"] if "reason" in node)
     assert left["op"] == "Cosh" and "not supported" in left["reason"]
-    write_static(
-        tmp_path,
-        StaticModel(
-            context_tokens=CONTEXT,
-            prefill_tokens=PREFILL,
-            windows={"": None},
-            compiled=result.compiled,
-        ),
-    )
+    write_static(tmp_path, replace(read_static(static), compiled=result.compiled))
     with pytest.raises(EngineError, match=r"--require-npu: 1 of \d+ nodes .*Cosh"):
         NpuEngine(tmp_path, CONTEXT, 1, "qnn", require_npu=True)
