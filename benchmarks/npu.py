@@ -31,6 +31,7 @@ _MAX_SIZE_RATIO = 1.25
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
+    parser.add_argument("--name", help="Of the model in the result, if not its folder's.")
     parser.add_argument("--soc", default="sm8650")
     parser.add_argument("--ctx", type=int, default=1024)
     parser.add_argument("--prefill", type=int, default=64)
@@ -41,7 +42,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory(prefix="edgekd-npu-") as folder:
         result = measure(open_checkpoint(arguments.model), options, Path(folder))
-    record({"model": arguments.model.name, **result}, arguments.out)
+    record({"model": arguments.name or arguments.model.name, **result}, arguments.out)
 
 
 def measure(checkpoint: Checkpoint, options: NpuOptions, folder: Path) -> dict[str, Any]:
