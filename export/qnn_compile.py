@@ -9,7 +9,6 @@ crashes loading such a binary of these graphs, so nothing could be verified: eac
 """
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from typing import Any
 
 import onnx
 
+from edgekd.devices.memory import peak_rss_bytes
 from edgekd.devices.snapdragon import Soc, find_soc
 from edgekd.errors import ExportError
 from edgekd.runtime.providers import CPU, PROVIDERS, create_session, nodes_of
@@ -160,8 +160,7 @@ def _main(folder: str, graph: str, soc: str) -> None:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="edgekd-trace-") as trace_folder:
         nodes = compile_here(Path(folder), graph, find_soc(soc), Path(trace_folder))
-    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    cost = {"compile_s": time.perf_counter() - start, "peak_memory_bytes": peak_kib * 1024}
+    cost = {"compile_s": time.perf_counter() - start, "peak_memory_bytes": peak_rss_bytes()}
     print(json.dumps({"nodes": nodes, "cost": cost}))
 
 
