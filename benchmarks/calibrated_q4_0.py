@@ -22,7 +22,7 @@ from edgekd.export.calibrate import CalibrationOptions, calibrate
 from edgekd.export.checkpoint import Checkpoint, open_checkpoint
 from edgekd.export.importance_matrix import measure_importance, write_importance
 from edgekd.export.plan import Quant, make_plan
-from edgekd.export.verify import rounded_model
+from edgekd.export.rounded_model import rounded_model
 from edgekd.runtime.fidelity import compare_engines
 from edgekd.runtime.tokenizer import FileTokenizer
 from edgekd.runtime.torch_engine import TorchEngine, load_causal_lm

@@ -20,7 +20,7 @@ from record import record
 from edgekd.export.checkpoint import open_checkpoint
 from edgekd.export.export_model import Format, export_model
 from edgekd.export.plan import make_plan
-from edgekd.export.verify import rounded_model
+from edgekd.export.rounded_model import rounded_model
 from edgekd.files import sha256_of
 from edgekd.runtime.fidelity import compare_engines
 from edgekd.runtime.loading import open_model

@@ -22,7 +22,7 @@ from record import record
 from edgekd.export.budget import N_TOKENS, Budget, measure_costs, plan_within
 from edgekd.export.checkpoint import Checkpoint, open_checkpoint
 from edgekd.export.plan import Plan, make_plan
-from edgekd.export.verify import rounded_model
+from edgekd.export.rounded_model import rounded_model
 from edgekd.runtime.fidelity import compare_engines
 from edgekd.runtime.tokenizer import FileTokenizer
 from edgekd.runtime.torch_engine import TorchEngine, load_causal_lm

@@ -20,6 +20,7 @@ Status = Literal["ok", "missing", "warning"]
 _PACKAGES = {
     "llama-cpp-python": "gguf",
     "onnxruntime": "onnx",
+    "onnxruntime-qnn": "qnn",
     "torch": "torch",
     "transformers": "torch",
     "accelerate": "distill",

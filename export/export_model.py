@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from edgekd.export.genai_config import Target
 from edgekd.export.modelfile import modelfile, modelfile_path
 from edgekd.export.plan import HeadQuant, Plan, make_plan, parse_quant
 from edgekd.export.to_gguf import write_gguf
+from edgekd.export.to_npu import NpuOptions, write_npu
 from edgekd.export.to_onnx import write_onnx
 from edgekd.export.verify import verify_against_checkpoint
 from edgekd.files import atomic_file, atomic_folder, size_of, write_text_atomic
@@ -30,6 +32,7 @@ from edgekd.manifest import (
 from edgekd.progress import Progress, Silence
 from edgekd.runtime.gguf_header import read_gguf_header
 from edgekd.runtime.model_kind import REJECTED, ModelKind, locate_model
+from edgekd.runtime.static_model import is_static
 
 Format = Literal["gguf", "onnx"]
 
@@ -41,7 +44,8 @@ def export_model(
     *,
     quant: str = "q4_0",
     head: HeadQuant = "q8_0",
-    target: Target = "cpu",
+    target: Target | Literal["qnn"] = "cpu",
+    npu: NpuOptions | None = None,
     calibration: CalibrationOptions | None = None,
     budget: Budget | None = None,
     with_modelfile: bool = False,
@@ -51,9 +55,10 @@ def export_model(
     """Write ``model`` to ``out``, verify it, and return its manifest's verification.
 
     ``head`` is the grid of embedding and head in a q4_0 artifact, ``target`` what an ONNX folder
-    is written for; ``calibration`` says on which data matrices are rounded, ``budget`` how large
-    they may be; ``with_modelfile`` adds one for Ollama. The artifact appears at ``out`` only once
-    it has passed every check, on the CPU.
+    is written for, with ``npu`` its sizes and chip for qnn; ``calibration`` says on which data
+    matrices are rounded, ``budget`` how large they may be; ``with_modelfile`` adds one for Ollama.
+    The artifact appears at ``out`` only once it has passed every check, on the CPU, and for qnn
+    what was compiled a check in the emulator.
 
     Raises:
         ExportError: the model has no such form.
@@ -83,7 +88,10 @@ def export_model(
                 if with_modelfile:
                     write_text_atomic(modelfile_path(out), modelfile(checkpoint, out))
                 return report
-            return _export_onnx(checkpoint, plan, target, out, progress or Silence())
+            said = progress or Silence()
+            if target == "qnn":
+                return _export_npu(checkpoint, plan, npu or NpuOptions(), out, said)
+            return _export_onnx(checkpoint, plan, target, out, said)
 
 
 def _export_gguf(
@@ -105,12 +113,7 @@ def _export_gguf(
 def _export_onnx(
     checkpoint: Checkpoint, plan: Plan, target: Target, out: Path, progress: Progress
 ) -> dict[str, Any]:
-    if (
-        out.exists()
-        and not (out / "model.onnx").is_file()
-        and (out.is_file() or any(out.iterdir()))
-    ):
-        raise ExportError(f"{out} exists and is no ONNX folder of ours; choose another --out")
+    _check_folder(out)
     with atomic_folder(out) as partial:
         progress.say(f"writing {out}")
         write_onnx(checkpoint, plan, partial, target)
@@ -120,6 +123,30 @@ def _export_onnx(
         manifest = _manifest(checkpoint, plan, report, files, target)
         write_manifest(manifest_path(partial), manifest)
     return {"path": str(out), "bytes": size_of(out), **report}
+
+
+def _export_npu(
+    checkpoint: Checkpoint, plan: Plan, options: NpuOptions, out: Path, progress: Progress
+) -> dict[str, Any]:
+    _check_folder(out)
+    with atomic_folder(out) as partial:
+        progress.say(f"writing {out}")
+        npu = write_npu(checkpoint, plan, partial, options, progress)
+        with _kept_if_rejected(partial, out):
+            report = _verify(partial, checkpoint, plan, progress, on_npu=options.emulate)
+        if "on_npu" in report:
+            npu["label"] = report["on_npu"]["label"]
+        report["npu"] = npu
+        files = [path for path in partial.iterdir() if path.is_file()]
+        manifest = _manifest(checkpoint, plan, report, files, "qnn", {"npu": asdict(options)})
+        write_manifest(manifest_path(partial), manifest)
+    return {"path": str(out), "bytes": size_of(out), **report}
+
+
+def _check_folder(out: Path) -> None:
+    is_ours = (out / "model.onnx").is_file() or is_static(out)
+    if out.exists() and not is_ours and (out.is_file() or any(out.iterdir())):
+        raise ExportError(f"{out} exists and is no ONNX folder of ours; choose another --out")
 
 
 @contextmanager
@@ -139,10 +166,10 @@ def _kept_if_rejected(partial: Path, out: Path) -> Iterator[None]:
 
 
 def _verify(
-    artifact: Path, checkpoint: Checkpoint, plan: Plan, progress: Progress
+    artifact: Path, checkpoint: Checkpoint, plan: Plan, progress: Progress, *, on_npu: bool = False
 ) -> dict[str, Any]:
     progress.say("verifying weights, tokenizer, chat template and logits against the checkpoint")
-    return verify_against_checkpoint(artifact, checkpoint, plan)
+    return verify_against_checkpoint(artifact, checkpoint, plan, on_npu=on_npu)
 
 
 def _manifest(
@@ -150,7 +177,8 @@ def _manifest(
     plan: Plan,
     report: dict[str, Any],
     files: list[Path],
-    target: Target = "cpu",
+    target: str = "cpu",
+    settings: dict[str, Any] | None = None,
 ) -> Manifest:
     source = {
         "role": "checkpoint",
@@ -167,6 +195,7 @@ def _manifest(
             "target": target,
             "tensor_types": plan.types,
             **describe(plan),
+            **(settings or {}),
         },
         verification=report,
         licence=read_licence(checkpoint.folder),

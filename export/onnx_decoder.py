@@ -1,5 +1,7 @@
 """The ONNX graph of a decoder, node by node from token ids to logits."""
 
+from typing import Protocol
+
 import numpy as np
 from onnx import TensorProto
 
@@ -16,47 +18,70 @@ _EMBEDDING = "model.embed_tokens"
 _ALL = np.iinfo(np.int64).max
 
 
+class LayerAttention(Protocol):
+    """The self-attention of each layer, as a kind of graph has it."""
+
+    def add(self, normed: str, layer: int) -> str:
+        """Return what ``layer`` adds to the residual stream, from its normed input."""
+
+
 def add_decoder(builder: GraphBuilder, checkpoint: Checkpoint, plan: Plan) -> None:
     """Add inputs, nodes, weights and outputs of ``checkpoint`` to the empty ``builder``."""
-    _Decoder(builder, checkpoint, plan).add()
+    b = builder
+    b.add_input("input_ids", TensorProto.INT64, ["batch", "sequence"])
+    b.add_input("attention_mask", TensorProto.INT64, ["batch", "total"])
+    b.add_optional_input("logits_to_keep", np.array([_ALL], np.int64))
+    matrices, norms = Matrices(b, checkpoint, plan), Norms(b, checkpoint)
+    attention = Attention(b, checkpoint, matrices, norms)
+    layers = Layers(b, checkpoint, matrices, norms)
+    normed = layers.add(attention, add_embedding(b, checkpoint, matrices))
+    layers.add_head(_last_positions(b, normed))
+    b.add_output("logits", b.float_type, ["batch", "kept", checkpoint.config["vocab_size"]])
+    matrices.save_rows()
 
 
-class _Decoder:
-    """What the parts of the graph have in common."""
+def add_embedding(b: GraphBuilder, checkpoint: Checkpoint, matrices: Matrices) -> str:
+    """Look ``input_ids`` up; Gemma multiplies by the root of the hidden size."""
+    looked_up = matrices.look_up(_EMBEDDING, "input_ids", "embedding")
+    if not checkpoint.architecture.scales_embedding:
+        return looked_up
+    root = np.array(checkpoint.config["hidden_size"] ** 0.5, b.floats)
+    scale = b.constant("embedding_scale", root)
+    return b.node("Mul", [looked_up, scale], "embedding_scaled")
 
-    def __init__(self, builder: GraphBuilder, checkpoint: Checkpoint, plan: Plan) -> None:
+
+def _last_positions(b: GraphBuilder, hidden: str) -> str:
+    """Keep the last ``logits_to_keep`` positions, so that prefill skips most of the head."""
+    start = b.node("Neg", ["logits_to_keep"], "first_kept")
+    end = b.constant("no_end", np.array([_ALL], np.int64))
+    axis = b.constant("axis_sequence", np.array([1], np.int64))
+    return b.node("Slice", [hidden, start, end, axis], "kept_hidden")
+
+
+class Layers:
+    """Adds the layers of a decoder and its head, which every kind of graph has alike."""
+
+    def __init__(
+        self, builder: GraphBuilder, checkpoint: Checkpoint, matrices: Matrices, norms: Norms
+    ) -> None:
+        """Add nodes to ``builder``."""
         self._b = builder
         self._checkpoint = checkpoint
         self._config = checkpoint.config
         self._architecture = checkpoint.architecture
-        self._matrices = Matrices(builder, checkpoint, plan)
-        self._norms = Norms(builder, checkpoint)
+        self._matrices = matrices
+        self._norms = norms
 
-    def add(self) -> None:
-        b = self._b
-        b.add_input("input_ids", TensorProto.INT64, ["batch", "sequence"])
-        b.add_input("attention_mask", TensorProto.INT64, ["batch", "total"])
-        b.add_optional_input("logits_to_keep", np.array([_ALL], np.int64))
-        attention = Attention(b, self._checkpoint, self._matrices, self._norms)
-        residual, added = self._embedding(), None
+    def add(self, attention: LayerAttention, embedded: str) -> str:
+        """Return the normed output of the last layer."""
+        residual, added = embedded, None
         for layer in range(self._checkpoint.n_layers):
             residual, added = self._layer(attention, residual, added, layer)
         normed, _ = self._norms.norm_sum(residual, added, "model.norm")
-        self._head(self._last_positions(normed))
-        b.add_output("logits", b.float_type, ["batch", "kept", self._config["vocab_size"]])
-        self._matrices.save_rows()
-
-    def _embedding(self) -> str:
-        """Look the tokens up; Gemma multiplies by the root of the hidden size."""
-        looked_up = self._matrices.look_up(_EMBEDDING, "input_ids", "embedding")
-        if not self._architecture.scales_embedding:
-            return looked_up
-        root = np.array(self._config["hidden_size"] ** 0.5, self._b.floats)
-        scale = self._b.constant("embedding_scale", root)
-        return self._b.node("Mul", [looked_up, scale], "embedding_scaled")
+        return normed
 
     def _layer(
-        self, attention: Attention, residual: str, added: str | None, layer: int
+        self, attention: LayerAttention, residual: str, added: str | None, layer: int
     ) -> tuple[str, str]:
         """Return the residual stream and what is still to be added to it."""
         prefix, has_post_norms = f"model.layers.{layer}", self._architecture.has_post_norms
@@ -89,16 +114,8 @@ class _Decoder:
         sigmoid = b.node("Sigmoid", [gate], f"{prefix}.sigmoid")
         return b.node("Mul", [gate, sigmoid], f"{prefix}.silu")
 
-    def _last_positions(self, hidden: str) -> str:
-        """Keep the last ``logits_to_keep`` positions, so that prefill skips most of the head."""
-        b = self._b
-        start = b.node("Neg", ["logits_to_keep"], "first_kept")
-        end = b.constant("no_end", np.array([_ALL], np.int64))
-        axis = b.constant("axis_sequence", np.array([1], np.int64))
-        return b.node("Slice", [hidden, start, end, axis], "kept_hidden")
-
-    def _head(self, hidden: str) -> None:
-        """Multiply by the head, and cap the logits where the model does."""
+    def add_head(self, hidden: str) -> None:
+        """Multiply by the head into ``logits``, and cap them where the model does."""
         b = self._b
         head = _EMBEDDING if self._checkpoint.is_tied else "lm_head"
         softcap = self._config.get("final_logit_softcapping")

@@ -1,17 +1,15 @@
-"""A small builder of ONNX graphs whose weights go straight into an external data file.
-
-Initializers are written as they are added, so memory stays near the largest tensor.
-"""
+"""A small builder of ONNX graphs whose weights go straight into external data files."""
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-_ALIGNMENT_BYTES = 4096  # so that runtimes can map weights instead of copying them
+from edgekd.export.onnx_weights import WeightFiles
+
 _MICROSOFT = "com.microsoft"
 FloatType = type[np.float32] | type[np.float16]
 
@@ -19,28 +17,16 @@ FloatType = type[np.float32] | type[np.float16]
 class GraphBuilder:
     """Collects nodes; every method that adds one returns its output's name."""
 
-    def __init__(self, data_path: Path, floats: FloatType = np.float32) -> None:
-        """Open ``data_path`` for the weights; it must end up beside the model file.
-
-        ``floats`` is what the graph calculates in.
-        """
+    def __init__(self, weights: WeightFiles, floats: FloatType = np.float32) -> None:
+        """Keep weights in ``weights``; ``floats`` is what the graph calculates in."""
         self.floats = floats
-        self._data_path = data_path
-        self._data = data_path.open("wb")  # noqa: SIM115  closed by __exit__
+        self._weights = weights
         self._nodes: list[onnx.NodeProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._initializers: list[TensorProto] = []
         self._known: set[str] = set()
         self._metadata: dict[str, str] = {}
-
-    def __enter__(self) -> Self:
-        """Return the builder, whose data file is closed when the block ends."""
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Close the data file."""
-        self._data.close()
 
     def add_input(self, name: str, element_type: int, shape: list[str | int]) -> str:
         """Declare a graph input."""
@@ -58,9 +44,9 @@ class GraphBuilder:
         self._outputs.append(helper.make_tensor_value_info(name, element_type, shape))
 
     def weight(self, name: str, array: NDArray[Any]) -> str:
-        """Store ``array`` in the data file, once per ``name``."""
+        """Store ``array`` in a data file, once per ``name``."""
         if name not in self._known:
-            self._initializers.append(self._write(name, np.ascontiguousarray(array)))
+            self._initializers.append(self._weights.store(name, array))
             self._known.add(name)
         return name
 
@@ -111,7 +97,7 @@ class GraphBuilder:
 
     def save(self, model_path: Path, name: str, opset: int) -> None:
         """Check the graph and write it to ``model_path``."""
-        self._data.flush()
+        self._weights.flush()
         graph = helper.make_graph(
             self._nodes, name, self._inputs, self._outputs, self._initializers
         )
@@ -142,21 +128,3 @@ class GraphBuilder:
         self._nodes.append(node)
         self._known.update(outputs)
         return outputs
-
-    def _write(self, name: str, array: NDArray[Any]) -> TensorProto:
-        start = -(-self._data.tell() // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
-        self._data.write(b"\0" * (start - self._data.tell()))
-        self._data.write(array.tobytes())
-        tensor = TensorProto(
-            name=name,
-            data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
-            dims=array.shape,
-            data_location=TensorProto.EXTERNAL,
-        )
-        for key, value in (
-            ("location", self._data_path.name),
-            ("offset", start),
-            ("length", array.nbytes),
-        ):
-            tensor.external_data.add(key=key, value=str(value))
-        return tensor

@@ -37,14 +37,22 @@ ROWS_KEY = "edgekd.rows"
 """Metadata of the model: for every matrix of several, checkpoint names and rows of its parts."""
 # Multiply in int8 where the processor can, as llama.cpp does; 1 would be fp32 throughout.
 _ACCURACY_LEVEL = 4
+_FLOAT_LEVEL = 1
 
 
 class Matrices:
     """Puts matrices of a checkpoint into a graph, each of them once."""
 
-    def __init__(self, builder: GraphBuilder, checkpoint: Checkpoint, plan: Plan) -> None:
-        """Add nodes to ``builder``, with weights of ``checkpoint`` stored as ``plan`` says."""
+    def __init__(
+        self, builder: GraphBuilder, checkpoint: Checkpoint, plan: Plan, *, is_plain: bool = False
+    ) -> None:
+        """Add nodes to ``builder``, with weights of ``checkpoint`` stored as ``plan`` says.
+
+        If ``is_plain``, nothing is asked of ``MatMulNBits`` that NPUs do not know: biases are
+        added by a node of their own, and activations stay floats on the CPU too.
+        """
         self._b = builder
+        self._is_plain = is_plain
         self._checkpoint = checkpoint
         self._plan = plan
         self._rows: dict[str, dict[str, int]] = {}
@@ -105,19 +113,20 @@ class Matrices:
         shapes = [self._checkpoint.shape(f"{name}.weight") for name in names]
         inputs = [hidden, codes, scales]
         bias = self._bias(names)
-        if points or bias:
-            inputs += [points, "", bias or ""]  # no group index
-        self._b.microsoft_node(
+        added_apart = bias if self._is_plain else None
+        if points or (bias and not added_apart):
+            inputs += [points, "", "" if added_apart else bias or ""]  # no group index
+        product, *_ = self._b.microsoft_node(
             "MatMulNBits",
             inputs,
-            [output],
+            [f"{output}.product" if added_apart else output],
             K=shapes[0][1],
             N=sum(n_rows for n_rows, _ in shapes),
             bits=BITS[grid],
             block_size=BLOCK_SIZE,
-            accuracy_level=_ACCURACY_LEVEL,
+            accuracy_level=_FLOAT_LEVEL if self._is_plain else _ACCURACY_LEVEL,
         )
-        return output
+        return self._b.node("Add", [product, added_apart], output) if added_apart else product
 
     def _multiply_floats(self, hidden: str, names: Sequence[str], output: str) -> str:
         """Multiply by floats; nodes that loading folds convert and transpose what is stored."""

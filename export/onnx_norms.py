@@ -9,9 +9,12 @@ from edgekd.export.onnx_graph import GraphBuilder
 class Norms:
     """Adds root mean square norms with the weights of a checkpoint."""
 
-    def __init__(self, builder: GraphBuilder, checkpoint: Checkpoint) -> None:
-        """Add nodes to ``builder``."""
+    def __init__(
+        self, builder: GraphBuilder, checkpoint: Checkpoint, *, is_fused: bool = True
+    ) -> None:
+        """Add nodes to ``builder``; unless ``is_fused`` they are the ONNX standard's."""
         self._b = builder
+        self._is_fused = is_fused
         self._checkpoint = checkpoint
         self._epsilon = float(checkpoint.config["rms_norm_eps"])
         self._offset = np.float32(checkpoint.architecture.norm_offset)
@@ -28,9 +31,12 @@ class Norms:
         )
 
     def norm_sum(self, residual: str, added: str | None, name: str) -> tuple[str, str]:
-        """Return the norm of ``residual + added``, and that sum; one operator does both."""
+        """Return the norm of ``residual + added``, and that sum; fused, it is one operator."""
         if added is None:
             return self.norm(residual, name), residual
+        if not self._is_fused:
+            total = self._b.node("Add", [residual, added], f"{name}.sum")
+            return self.norm(total, name), total
         normed, *_, total = self._b.microsoft_node(
             "SkipSimplifiedLayerNormalization",
             [residual, added, self._weight(name)],

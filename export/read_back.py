@@ -21,6 +21,7 @@ from edgekd.export.onnx_matrices import ROWS_KEY
 from edgekd.export.to_onnx import MODEL_FILE
 from edgekd.runtime.gguf_header import read_gguf_header
 from edgekd.runtime.model_kind import ModelKind, detect_kind
+from edgekd.runtime.static_model import GRAPHS, HOST_GRAPH, is_static
 
 
 def read_gguf_blocks(path: Path, checkpoint: Checkpoint) -> Iterator[tuple[str, Blocks]]:
@@ -43,12 +44,26 @@ def read_gguf_rows(path: Path, checkpoint: Checkpoint) -> Iterator[tuple[str, ND
 def read_onnx_blocks(folder: Path) -> Iterator[tuple[str, Blocks]]:
     """Yield checkpoint name and blocks of every quantized matrix in the ONNX ``folder``.
 
+    Of a folder with several graphs every graph is read, and what they share is yielded by each.
+
+    Raises:
+        VerificationError: the noted rows are not those that the file holds.
+    """
+    files = [f"{name}.onnx" for name in GRAPHS] if is_static(folder) else [MODEL_FILE]
+    files += [HOST_GRAPH] if is_static(folder) else []
+    for name in files:
+        yield from read_graph_blocks(folder / name)
+
+
+def read_graph_blocks(path: Path) -> Iterator[tuple[str, Blocks]]:
+    """Yield checkpoint name and blocks of every quantized matrix in the graph at ``path``.
+
     A matrix of several is cut into its parts, by the rows noted in the model.
 
     Raises:
         VerificationError: the noted rows are not those that the file holds.
     """
-    model = onnx.load(str(folder / MODEL_FILE))
+    model = onnx.load(str(path))
     arrays = {tensor.name: tensor for tensor in model.graph.initializer}
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     rows = json.loads(metadata.get(ROWS_KEY, "{}"))

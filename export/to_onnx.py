@@ -17,6 +17,7 @@ from edgekd.export.genai_config import Target, genai_config
 from edgekd.export.onnx_attention import n_positions
 from edgekd.export.onnx_decoder import add_decoder
 from edgekd.export.onnx_graph import GraphBuilder
+from edgekd.export.onnx_weights import WeightFiles
 from edgekd.export.plan import Plan
 from edgekd.export.rope import rope_inv_freq
 
@@ -42,7 +43,8 @@ def write_onnx(checkpoint: Checkpoint, plan: Plan, folder: Path, target: Target 
         )
     rope_inv_freq(checkpoint.config)  # refuses before a file is opened
     floats = np.float16 if target == "cuda" else np.float32
-    with GraphBuilder(folder / DATA_FILE, floats) as builder:
+    with WeightFiles(folder / DATA_FILE) as weights:
+        builder = GraphBuilder(weights, floats)
         add_decoder(builder, checkpoint, plan)
         builder.save(folder / MODEL_FILE, "edgekd", _OPSET)
     for name in TOKENIZER_FILES:

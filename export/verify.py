@@ -27,16 +27,14 @@ from edgekd.export.read_back import (
     read_onnx_blocks,
     read_rows,
 )
-from edgekd.export.round_matrix import (
-    keep_as_recorded,
-    matrix_blocks,
-    matrix_rows,
-    rounded_values,
-)
+from edgekd.export.round_matrix import keep_as_recorded, matrix_blocks, matrix_rows
+from edgekd.export.rounded_model import rounded_model
+from edgekd.export.verify_npu import can_run, verify_on_npu
 from edgekd.runtime.chat_template import read_chat_template
 from edgekd.runtime.fidelity import Fidelity, GreedyAgreement, compare_engines, compare_greedy
 from edgekd.runtime.loading import LoadedModel, open_model
 from edgekd.runtime.model_kind import ModelKind, detect_kind
+from edgekd.runtime.static_model import is_static
 from edgekd.runtime.tokenizer import FileTokenizer
 from edgekd.runtime.torch_engine import TorchEngine, load_causal_lm
 
@@ -81,7 +79,8 @@ _FLOAT = Limit(1e-4, 0.995, 0.1)
 # int8 activations cost KL 0.003-0.005 and 3-5 % of top-1 on a 135M model, measured over 2,048
 # positions: benchmarks/results/export_fidelity.json.
 _INT8_ACTIVATIONS = Limit(0.02, 0.94, 1.0)
-_HALVES = {"f16": torch.float16, "bf16": torch.bfloat16}
+# Graphs for NPUs calculate in fp16, whatever their weights are.
+_FP16_THROUGHOUT = Limit(1e-3, 0.98, 0.3)
 # llama.cpp rounds activations to bf16 too, where the weights are: eight bits, not eleven.
 _BF16_ACTIVATIONS = Limit(2e-3, 0.97, 0.3)
 _LIMITS: dict[Quant, Limit] = {
@@ -97,8 +96,12 @@ _LIMITS: dict[Quant, Limit] = {
 }
 
 
-def verify_against_checkpoint(artifact: Path, checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
+def verify_against_checkpoint(
+    artifact: Path, checkpoint: Checkpoint, plan: Plan, *, on_npu: bool = True
+) -> dict[str, Any]:
     """Return the report of every check of ``artifact`` against its ``checkpoint``.
+
+    Binaries for an NPU are run too, a few tokens, where QNN is installed and ``on_npu``.
 
     Raises:
         VerificationError: a check failed; it says which and by how much.
@@ -110,7 +113,7 @@ def verify_against_checkpoint(artifact: Path, checkpoint: Checkpoint, plan: Plan
         arithmetic, greedy, rounding = _measure(loaded, checkpoint, plan)
     finally:
         loaded.engine.close()
-    limit = _LIMITS[plan.quant]
+    limit = _FP16_THROUGHOUT if is_static(artifact) else _LIMITS[plan.quant]
     if faults := limit_faults(arithmetic, greedy, limit):
         raise VerificationError(
             f"{artifact.name} strays from its own weights in torch: {'; '.join(faults)}; do not "
@@ -123,10 +126,13 @@ def verify_against_checkpoint(artifact: Path, checkpoint: Checkpoint, plan: Plan
         "greedy": asdict(greedy),
         "rounding": asdict(rounding),
         "limits": asdict(limit),
+        **(verify_on_npu(artifact, checkpoint, plan) if on_npu and can_run(artifact) else {}),
     }
 
 
-def verify_as_recorded(artifact: Path, reference: Path, recipe: dict[str, Any]) -> dict[str, Any]:
+def verify_as_recorded(
+    artifact: Path, reference: Path, recipe: dict[str, Any], *, on_npu: bool = True
+) -> dict[str, Any]:
     """Return the report of every check of ``artifact``, with the plan that its manifest records.
 
     Matrices that were rounded on calibration data are held against the hashes recorded then.
@@ -138,10 +144,11 @@ def verify_as_recorded(artifact: Path, reference: Path, recipe: dict[str, Any]) 
     plan = recorded_plan(checkpoint, recipe)
     recorded = recipe.get("calibration")
     if recorded is None:
-        return verify_against_checkpoint(artifact, checkpoint, plan)
+        return verify_against_checkpoint(artifact, checkpoint, plan, on_npu=on_npu)
     with tempfile.TemporaryDirectory(prefix="edgekd-rows-") as folder:
         kept = keep_as_recorded(Path(folder), recorded, read_rows(artifact, checkpoint))
-        return verify_against_checkpoint(artifact, checkpoint, replace(plan, kept=kept))
+        plan = replace(plan, kept=kept)
+        return verify_against_checkpoint(artifact, checkpoint, plan, on_npu=on_npu)
 
 
 def limit_faults(arithmetic: Fidelity, greedy: GreedyAgreement, limit: Limit) -> list[str]:
@@ -167,18 +174,22 @@ def check_blocks(artifact: Path, checkpoint: Checkpoint, plan: Plan) -> int:
         VerificationError: one differs, or is missing.
     """
     if detect_kind(artifact) is ModelKind.GGUF:
-        found = dict(read_gguf_blocks(artifact, checkpoint))
+        found = read_gguf_blocks(artifact, checkpoint)
     else:
-        found = dict(read_onnx_blocks(artifact))
+        found = read_onnx_blocks(artifact)
     # A tied head is stored under the embedding's name in both formats.
-    for name, grid in plan.grids().items():
-        expected = matrix_blocks(checkpoint, name, grid, plan.kept)
-        stored = found.get(name)
-        if stored is None or not blocks_equal(stored, expected):
+    grids, seen, faulty = plan.grids(), set(), set()
+    for name, stored in found:  # graphs of one folder hold the same matrix, each of them is held up
+        seen.add(name)
+        grid = grids.get(name)
+        if grid and not blocks_equal(stored, matrix_blocks(checkpoint, name, grid, plan.kept)):
+            faulty.add(name)
+    for name in grids:
+        if name in faulty or name not in seen:
             raise VerificationError(
-                f"{artifact.name}: matrix {name} is not the checkpoint's on {grid}"
+                f"{artifact.name}: matrix {name} is not the checkpoint's on {grids[name]}"
             )
-    return len(found) + _check_rows(artifact, checkpoint, plan)
+    return len(seen) + _check_rows(artifact, checkpoint, plan)
 
 
 def _check_rows(artifact: Path, checkpoint: Checkpoint, plan: Plan) -> int:
@@ -239,23 +250,11 @@ def _measure(
     loaded: LoadedModel, checkpoint: Checkpoint, plan: Plan
 ) -> tuple[Fidelity, GreedyAgreement, Fidelity]:
     """Return the engine's distance from the rounded weights, and theirs from the float ones."""
-    sequences = [loaded.tokenizer.encode(text) for text in PROBE_TEXTS]
+    room = loaded.engine.context_tokens - _N_GREEDY_TOKENS
+    sequences = [loaded.tokenizer.encode(text)[:room] for text in PROBE_TEXTS]
     rounded = TorchEngine(rounded_model(checkpoint, plan), 512)
     arithmetic = compare_engines(rounded, loaded.engine, sequences)
     prompts = [ids[: len(ids) // 2] for ids in sequences[:2]]
     greedy = compare_greedy(rounded, loaded.engine, prompts, _N_GREEDY_TOKENS)
     exact = TorchEngine(load_causal_lm(checkpoint.folder, torch.float32), 512)
     return arithmetic, greedy, compare_engines(exact, rounded, sequences)
-
-
-def rounded_model(checkpoint: Checkpoint, plan: Plan) -> Any:
-    """Return the checkpoint in torch, float32, with every matrix rounded as ``plan`` says."""
-    model = load_causal_lm(checkpoint.folder, torch.float32)
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, stored in {**plan.grids(), **plan.k_types()}.items():
-            parameters[name].copy_(rounded_values(checkpoint, name, stored, plan.kept))
-        for name, kind in plan.types.items():
-            if kind in _HALVES:
-                parameters[name].copy_(parameters[name].to(_HALVES[kind]))
-    return model

@@ -36,7 +36,9 @@ class EngineOptions:
     gpu_layers: int | None = None
     """Layers on the GPU, -1 for all; None leaves it to the library (llama.cpp)."""
     provider: str = "cpu"
-    """Execution provider: ``cpu``, or a name from onnxruntime.get_available_providers()."""
+    """Execution provider: ``auto``, ``cpu``, ``qnn`` or another (ONNX)."""
+    require_npu: bool = False
+    """Refuse to run where the provider leaves a node to the CPU (ONNX)."""
     mmap: bool = True
     """Map the weights instead of reading them (llama.cpp; ONNX Runtime always maps)."""
     kv_type: KvType = "f16"

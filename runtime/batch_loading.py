@@ -25,7 +25,9 @@ class BatchModel:
 def open_batch_model(
     model: str | Path, options: EngineOptions, revision: str | None = None
 ) -> BatchModel:
-    """Return ``model`` on the engine that runs its kind; a checkpoint gets a single slot.
+    """Return ``model`` on the engine that runs its kind.
+
+    A checkpoint and an ONNX folder of fixed shapes get a single slot.
 
     Raises:
         ModelError: it cannot be found, read or run.
@@ -53,9 +55,22 @@ def _open_gguf(path: Path, options: EngineOptions) -> BatchModel:
 
 
 def _open_onnx(path: Path, options: EngineOptions) -> BatchModel:
+    from edgekd.runtime.npu_engine import NpuEngine
     from edgekd.runtime.onnx_batch import OnnxBatchEngine
+    from edgekd.runtime.static_model import is_static
 
-    engine = OnnxBatchEngine(path, options)
+    engine: BatchEngine
+    if is_static(path):
+        alone = NpuEngine(
+            path,
+            options.context_tokens,
+            options.n_threads,
+            options.provider,
+            require_npu=options.require_npu,
+        )
+        engine = OneSlotEngine(alone)
+    else:
+        engine = OnnxBatchEngine(path, options)
     return BatchModel(path, ModelKind.ONNX, engine, FileTokenizer(path), read_chat_template(path))
 
 

@@ -31,21 +31,26 @@ def open_model(
     context_tokens: int = DEFAULT_CONTEXT_TOKENS,
     n_threads: int | None = None,
     revision: str | None = None,
+    provider: str = "cpu",
+    require_npu: bool = False,
 ) -> LoadedModel:
-    """Return ``model`` on the engine that runs its kind.
+    """Return ``model`` on the engine that runs its kind; ``provider`` is for ONNX folders alone.
 
     Raises:
         ModelError: it cannot be found, read or run.
         MissingExtraError: its engine is not installed.
+        RecipeError: the execution provider is not known or not installed.
+        EngineError: it cannot be used, or leaves to the CPU what ``require_npu`` forbids.
     """
     kind, path = locate_model(str(model), revision)
     threads = n_threads or default_threads()
-    opener = {
-        ModelKind.GGUF: _open_gguf,
-        ModelKind.ONNX: _open_onnx,
-        ModelKind.CHECKPOINT: _open_checkpoint,
-    }[kind]
-    engine, tokenizer, template = opener(path, context_tokens, threads)
+    if kind is ModelKind.ONNX:
+        engine, tokenizer, template = _open_onnx(
+            path, context_tokens, threads, provider, require_npu
+        )
+    else:
+        opener = {ModelKind.GGUF: _open_gguf, ModelKind.CHECKPOINT: _open_checkpoint}[kind]
+        engine, tokenizer, template = opener(path, context_tokens, threads)
     return LoadedModel(path, kind, engine, tokenizer, template)
 
 
@@ -88,10 +93,15 @@ def _open_gguf(path: Path, context_tokens: int, n_threads: int) -> _Opened:
     return engine, LlamaCppTokenizer(engine.model), gguf_chat_template(header)
 
 
-def _open_onnx(path: Path, context_tokens: int, n_threads: int) -> _Opened:
+def _open_onnx(
+    path: Path, context_tokens: int, n_threads: int, provider: str, require_npu: bool
+) -> _Opened:
+    from edgekd.runtime.npu_engine import NpuEngine
     from edgekd.runtime.onnx_engine import OnnxEngine
+    from edgekd.runtime.static_model import is_static
 
-    engine = OnnxEngine(path, context_tokens, n_threads)
+    kind = NpuEngine if is_static(path) else OnnxEngine
+    engine: Engine = kind(path, context_tokens, n_threads, provider, require_npu=require_npu)
     return engine, FileTokenizer(path), read_chat_template(path)
 
 

@@ -9,6 +9,7 @@ from edgekd.runtime.gguf_header import is_gguf
 
 REJECTED = ".rejected"
 """Ends the name of an artifact that failed its checks."""
+_ONNX_FILES = ("model.onnx", "npu.json")  # graphs of any shape, or of fixed ones for an NPU
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "LICENSE*", "README.md"]
 
@@ -49,7 +50,7 @@ def detect_kind(path: Path) -> ModelKind:
             f"no model at {path}; give a folder with config.json and safetensors, "
             "a .gguf file, an ONNX folder or a hub id like HuggingFaceTB/SmolLM2-135M-Instruct"
         )
-    if (path / "model.onnx").is_file():
+    if any((path / name).is_file() for name in _ONNX_FILES):
         return ModelKind.ONNX
     if (path / "config.json").is_file() and any(path.glob("*.safetensors")):
         return ModelKind.CHECKPOINT

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.errors import EngineError, RecipeError
+from edgekd.errors import EngineError
 from edgekd.runtime.batch_engine import (
     BATCH_TOKENS,
     MAX_OUTPUTS,
@@ -43,10 +43,12 @@ class OnnxBatchEngine:
 
         Raises:
             ModelError: ONNX Runtime refuses the model, or it is no decoder.
-            RecipeError: the execution provider is not installed.
+            RecipeError: the execution provider is not known or not installed.
         """
         config = read_json(folder / "config.json")
-        self._session = open_session(folder, options.n_threads, _provider(options.provider))
+        self._session = open_session(
+            folder, options.n_threads, options.provider, require_npu=options.require_npu
+        )
         self.vocab_size = int(config["vocab_size"])
         self.context_tokens = min(options.context_tokens, int(config["max_position_embeddings"]))
         self.n_slots = options.n_slots
@@ -141,23 +143,3 @@ def _outputs(logits_NV: "Logits", run: Run, item: Work) -> "Logits":
     n_padding = run.n_tokens - len(item.ids)
     end = len(logits_NV) - n_padding
     return np.array(logits_NV[end - item.n_outputs : end], np.float32)
-
-
-def _provider(name: str) -> str:
-    """Return the full name of the execution provider ``name``, as in ``cpu`` or ``cuda``.
-
-    Raises:
-        RecipeError: this build of ONNX Runtime does not have it.
-    """
-    import onnxruntime as ort
-
-    suffix = "ExecutionProvider"
-    found: list[str] = ort.get_available_providers()
-    short = {each.removesuffix(suffix).lower(): each for each in found}
-    wanted = name.removesuffix(suffix).lower()
-    if wanted not in short:
-        raise RecipeError(
-            f"execution provider {name!r} is not in this ONNX Runtime; it has "
-            f"{', '.join(sorted(short))}; install the package for your hardware, or use cpu"
-        )
-    return short[wanted]

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.errors import EngineError, MissingExtraError, ModelError
+from edgekd.errors import EngineError, ModelError
 from edgekd.runtime.engine import check_fits
+from edgekd.runtime.providers import create_session
 from edgekd.runtime.tokenizer import read_json
 
 if TYPE_CHECKING:
@@ -29,14 +30,24 @@ class OnnxEngine:
 
     name = "onnxruntime"
 
-    def __init__(self, folder: Path, context_tokens: int, n_threads: int) -> None:
-        """Load the model in ``folder`` on ``n_threads`` CPU threads.
+    def __init__(
+        self,
+        folder: Path,
+        context_tokens: int,
+        n_threads: int,
+        provider: str = "cpu",
+        *,
+        require_npu: bool = False,
+    ) -> None:
+        """Load the model in ``folder`` on ``provider``, with ``n_threads`` CPU threads.
 
         Raises:
             ModelError: ONNX Runtime refuses the model, or it is not one of ours.
+            RecipeError: the execution provider is not known or not installed.
+            EngineError: it cannot be used, or leaves to the CPU what ``require_npu`` forbids.
         """
         config = read_json(folder / "config.json")
-        self._session = open_session(folder, n_threads)
+        self._session = open_session(folder, n_threads, provider, require_npu=require_npu)
         self.vocab_size = int(config["vocab_size"])
         self.context_tokens = min(context_tokens, int(config["max_position_embeddings"]))
         self._cache = allocate_cache(self._session, 1, self.context_tokens)
@@ -80,31 +91,18 @@ class OnnxEngine:
         self._session = None
 
 
-def open_session(folder: Path, n_threads: int, provider: str = "CPUExecutionProvider") -> Any:
+def open_session(
+    folder: Path, n_threads: int, provider: str = "cpu", *, require_npu: bool = False
+) -> Any:
     """Return the session of the decoder in ``folder``; the CPU runs what ``provider`` does not.
 
     Raises:
         ModelError: ONNX Runtime refuses the model, or it is no decoder with a KV cache.
+        RecipeError: the execution provider is not known or not installed.
+        EngineError: it cannot be used, or leaves to the CPU what ``require_npu`` forbids.
     """
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        raise MissingExtraError("onnxruntime", "onnx") from error
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = n_threads
-    options.inter_op_num_threads = 1
-    # Waking threads for every operator costs a small model a third of its speed, so they spin;
-    # but not from one run to the next, which would starve whatever else runs on the machine.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.log_severity_level = 3
     path = folder / _MODEL_FILE
-    providers = list(dict.fromkeys([provider, "CPUExecutionProvider"]))
-    try:
-        session = ort.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:  # the library raises a family without a common base
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"ONNX Runtime cannot load {path}: {reason}") from error
+    session = create_session(path, provider, n_threads=n_threads, require_npu=require_npu)
     names = {entry.name for entry in session.get_inputs()}
     missing = {"input_ids", "attention_mask"} - names
     if missing or not any(name.startswith(_PAST) for name in names):

@@ -16,9 +16,12 @@ from edgekd.cli_devices import app as devices_app
 from edgekd.cli_distill import app as distill_app
 from edgekd.cli_options import (
     Context,
+    Emulate,
     Json,
     Model,
+    Provider,
     Quiet,
+    RequireNpu,
     Revision,
     Threads,
     ask_line,
@@ -80,8 +83,13 @@ def export(
         Literal["q8_0", "q4_0"], typer.Option(help="Of embedding and head, with q4_0 and q4_1.")
     ] = "q8_0",
     target: Annotated[
-        Literal["cpu", "cuda"], typer.Option(help="Of an ONNX folder; cuda (fp16) is untested.")
+        Literal["cpu", "cuda", "qnn"],
+        typer.Option(help="Of an ONNX folder; cuda (fp16) is untested, qnn is a Hexagon NPU."),
     ] = "cpu",
+    soc: Annotated[str, typer.Option(help="Chip to compile for (qnn), such as sm8750.")] = "sm8650",
+    ctx: Annotated[int, typer.Option(help="Tokens of context, fixed (qnn).")] = 1024,
+    prefill: Annotated[int, typer.Option(help="Tokens of a prompt at a time (qnn).")] = 64,
+    emulate: Emulate = True,
     calibrate: Annotated[
         Path | None,
         typer.Option(help="Text to round on: GPTQ for q4_0, else an importance matrix."),
@@ -114,6 +122,7 @@ def export(
     from edgekd.export.budget import Budget
     from edgekd.export.calibrate import CalibrationOptions
     from edgekd.export.export_model import export_model
+    from edgekd.export.to_npu import NpuOptions
 
     budget = None
     if size is not None or bits_per_weight is not None:
@@ -126,6 +135,9 @@ def export(
         quant=quant,
         head=head,
         target=target,
+        npu=NpuOptions(soc=soc, context_tokens=ctx, prefill_tokens=prefill, emulate=emulate)
+        if target == "qnn"
+        else None,
         calibration=CalibrationOptions(
             text=calibrate,
             n_tokens=calibrate_tokens,
@@ -149,6 +161,7 @@ def verify(
     lineage: Annotated[
         bool, typer.Option("--lineage", help="Show all it was made from, checked by hash.")
     ] = False,
+    emulate: Emulate = True,
     look_in: Annotated[
         list[Path] | None, typer.Option(help="Where else its sources may lie; repeatable.")
     ] = None,
@@ -173,8 +186,28 @@ def verify(
         from edgekd.export.verify import verify_as_recorded
 
         make_progress(quiet).say(f"comparing weights, tokenizer and logits with {reference}")
-        report |= verify_as_recorded(artifact, reference, manifest["recipe"])
+        report |= verify_as_recorded(artifact, reference, manifest["recipe"], on_npu=emulate)
     print_result(report, as_json, f"{artifact}: good\n{json.dumps(report, indent=2)}")
+
+
+@app.command()
+def package(
+    artifact: Annotated[Path, typer.Argument(help="An ONNX folder, exported with --target qnn.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    target: Annotated[Literal["android"], typer.Option(help="What it is for.")] = "android",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Gather what a phone needs of ARTIFACT in one folder, with scripts for adb and Termux."""
+    need("export", "torch", "transformers", "gguf", "onnx")
+    from edgekd.export.package_android import package_android
+
+    report = package_android(artifact, out)
+    text = f"{report['path']}: for {report['soc']}, model {report['model']}, scripts " + (
+        f"{report['scripts']}; on the workstation: {report['commands'][0]}; in Termux: "
+        f"{report['commands'][1]}"
+    )
+    print_result(report, as_json, text)
 
 
 def _show_lineage(artifact: Path, look_in: list[Path], as_json: bool) -> None:
@@ -221,7 +254,8 @@ def serve(
         Literal["f32", "f16", "bf16", "q8_0", "q4_0"],
         typer.Option(help="Type of the KV cache (GGUF)."),
     ] = "f16",
-    ep: Annotated[str, typer.Option(help="ONNX execution provider, cpu or one by name.")] = "cpu",
+    ep: Provider = "cpu",
+    require_npu: RequireNpu = False,
     revision: Revision = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -254,6 +288,7 @@ def serve(
         gpu_layers=gpu_layers,
         kv_type=kv_type,
         provider=ep,
+        require_npu=require_npu,
     )
     settings = WorkerSettings(model=model, options=engine, max_waiting=queue, revision=revision)
 
@@ -274,6 +309,8 @@ def chat(
     max_tokens: Annotated[int, typer.Option(help="Tokens in one reply.")] = 512,
     ctx: Context = 2048,
     threads: Threads = None,
+    ep: Provider = "cpu",
+    require_npu: RequireNpu = False,
     revision: Revision = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -291,7 +328,12 @@ def chat(
     from edgekd.runtime.sampling import SamplingParams
 
     params = SamplingParams(temperature=temperature, max_tokens=max_tokens)
-    options = EngineOptions(context_tokens=ctx, n_threads=threads or default_threads())
+    options = EngineOptions(
+        context_tokens=ctx,
+        n_threads=threads or default_threads(),
+        provider=ep,
+        require_npu=require_npu,
+    )
     settings = WorkerSettings(model=model, options=options, max_waiting=1, revision=revision)
     spoken = sys.stderr if as_json else sys.stdout
 
@@ -344,5 +386,18 @@ def _export_summary(report: dict[str, Any]) -> str:
         f"  engine against its own weights in torch: KL {arithmetic['kl_nats']:.2e} nats, "
         f"top-1 {arithmetic['top1_agreement']:.1%}\n"
         f"  rounding against the float checkpoint:   KL {rounding['kl_nats']:.2e} nats, "
-        f"top-1 {rounding['top1_agreement']:.1%}"
+        f"top-1 {rounding['top1_agreement']:.1%}" + _npu_summary(report)
     )
+
+
+def _npu_summary(report: dict[str, Any]) -> str:
+    """Return what an export for an NPU adds: where it was seen to run, and how well."""
+    if (npu := report.get("npu")) is None:
+        return ""
+    lines = [f"\n  NPU: {npu['label']}"]
+    if npu["compiled"]:
+        left, soc = sum(npu["nodes_on_cpu"].values()), npu["compiled"]["soc"]
+        lines.append(f" for {soc}, {left} of {sum(npu['nodes'].values())} nodes on the CPU")
+    if seen := report.get("on_npu"):
+        lines.append(f"; KL {seen['to_torch']['kl_nats']:.2e} nats to torch")
+    return "".join(lines)

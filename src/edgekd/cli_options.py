@@ -22,6 +22,17 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document as t
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print results only.")]
 Threads = Annotated[int | None, typer.Option("-t", "--threads", help="CPU threads.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
+Provider = Annotated[
+    str,
+    typer.Option(
+        help="Execution provider of an ONNX folder: auto, cpu, qnn, openvino, webgpu, cuda, "
+        "tensorrt, coreml."
+    ),
+]
+RequireNpu = Annotated[
+    bool, typer.Option("--require-npu", help="Refuse to leave any of an ONNX folder to the CPU.")
+]
+Emulate = Annotated[bool, typer.Option(help="Run what is compiled for an NPU, in its emulator.")]
 Context = Annotated[int, typer.Option(help="Tokens of context.")]
 
 

@@ -123,7 +123,7 @@ def check_files(folder: Path, manifest: dict[str, Any]) -> None:
 def tool_versions() -> dict[str, str]:
     """Return the versions of the packages that decide what a result looks like."""
     found = {}
-    for tool in (*_TOOLS, "llama-cpp-python"):
+    for tool in (*_TOOLS, "onnxruntime-qnn", "llama-cpp-python"):
         try:
             found[tool] = version(tool)
         except PackageNotFoundError:

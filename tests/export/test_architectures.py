@@ -18,9 +18,10 @@ from edgekd.export.checkpoint import Checkpoint
 from edgekd.export.from_gguf import gguf_to_checkpoint
 from edgekd.export.plan import Quant, make_plan
 from edgekd.export.read_back import read_gguf_blocks, read_onnx_blocks
+from edgekd.export.rounded_model import rounded_model
 from edgekd.export.to_gguf import write_gguf
 from edgekd.export.to_onnx import write_onnx
-from edgekd.export.verify import blocks_equal, rounded_model
+from edgekd.export.verify import blocks_equal
 from edgekd.runtime.fidelity import Fidelity, compare_engines, compare_greedy
 from edgekd.runtime.loading import open_model
 from edgekd.runtime.tokenizer import FileTokenizer

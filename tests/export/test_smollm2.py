@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerFast
 
 from edgekd.export.checkpoint import Checkpoint
 from edgekd.export.plan import make_plan
+from edgekd.export.rounded_model import rounded_model
 from edgekd.export.to_gguf import write_gguf
 from edgekd.export.to_onnx import write_onnx
-from edgekd.export.verify import rounded_model
 from edgekd.runtime.fidelity import Fidelity, compare_engines
 from edgekd.runtime.loading import open_model
 from edgekd.runtime.tokenizer import FileTokenizer

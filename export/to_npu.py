@@ -1,0 +1,130 @@
+"""Write a checkpoint as an ONNX folder for NPUs: fixed shapes, compiled where QNN is installed.
+
+The folder holds three graphs over the same weights (``host``, ``prefill``, ``decode``), and with
+QNN a context binary for either of the latter two. Blocks are those of the GGUF file; the graphs
+calculate in fp16, so nothing has to be calibrated. What the host looks up lies in a file of its
+own: it is all that a device needs beside the binaries.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekd.devices.snapdragon import find_soc
+from edgekd.errors import ExportError
+from edgekd.export.blocks import BITS
+from edgekd.export.checkpoint import TOKENIZER_FILES, Checkpoint
+from edgekd.export.onnx_graph import GraphBuilder
+from edgekd.export.onnx_weights import WeightFiles
+from edgekd.export.plan import Plan
+from edgekd.export.qnn_compile import compile_graphs
+from edgekd.export.static_attention import StaticShape
+from edgekd.export.static_decoder import add_host_graph, add_static_decoder
+from edgekd.progress import Progress
+from edgekd.runtime.providers import PROVIDERS
+from edgekd.runtime.static_model import HOST_GRAPH, StaticModel, write_static
+
+WEIGHTS_FILE = "model.onnx.data"
+HOST_DATA_FILE = "host.data"
+PLACEMENT_FILE = "placement.json"
+_HOST_WEIGHTS = ("model.embed_tokens.", "cos_table", "sin_table", "local_cos", "local_sin")
+_OPSET = 23  # the first with RMSNormalization and RotaryEmbedding
+_QUANTS = ("f16", *BITS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NpuOptions:
+    """What the graphs are made for."""
+
+    soc: str = "sm8650"
+    context_tokens: int = 1024
+    prefill_tokens: int = 64
+    emulate: bool = True
+    """Whether what was compiled is run too, in QNN's emulator: minutes for a large model."""
+
+    def __post_init__(self) -> None:
+        """Check the sizes.
+
+        Raises:
+            ExportError: one is out of range.
+            RecipeError: the chip is unknown.
+        """
+        find_soc(self.soc)
+        if not 2 <= self.prefill_tokens <= self.context_tokens:
+            raise ExportError(
+                f"--prefill {self.prefill_tokens} and --ctx {self.context_tokens} do not go "
+                "together: 2 or more tokens are taken at once, and no more than the context holds"
+            )
+
+
+def write_npu(
+    checkpoint: Checkpoint, plan: Plan, folder: Path, options: NpuOptions, progress: Progress
+) -> dict[str, Any]:
+    """Write ``checkpoint`` into the empty ``folder``; return what was compiled, for its report.
+
+    Raises:
+        ExportError: the plan asks for a type that the graphs do not have, the context is longer
+            than the model's, or the compiler fails or leaves nodes out.
+    """
+    _check(checkpoint, plan, options)
+    write_graphs(checkpoint, plan, folder, options)
+    model = _describe(checkpoint, options)
+    write_static(folder, model)
+    if find_spec(str(PROVIDERS["qnn"].plugin)) is None:
+        progress.say(
+            "not compiled: install the compiler with pip install onnxruntime-qnn and export again; "
+            "until then the graphs run on the CPU"
+        )
+        return {"label": "untested", "compiled": None}
+    progress.say(f"compiling for {options.soc}; minutes for large models")
+    result = compile_graphs(folder, find_soc(options.soc))
+    write_static(folder, replace(model, compiled=result.compiled))
+    placed = {"soc": options.soc, "graphs": result.placement}
+    (folder / PLACEMENT_FILE).write_text(json.dumps(placed, indent=1) + "\n", "utf-8")
+    return result.report()
+
+
+def write_graphs(checkpoint: Checkpoint, plan: Plan, folder: Path, options: NpuOptions) -> None:
+    """Write the three graphs, their weights and the text side into ``folder``."""
+    apart = dict.fromkeys(_HOST_WEIGHTS, folder / HOST_DATA_FILE)
+    sizes = {"prefill": options.prefill_tokens, "decode": 1}
+    with WeightFiles(folder / WEIGHTS_FILE, apart) as weights:
+        host = GraphBuilder(weights, np.float16)
+        add_host_graph(host, checkpoint, plan, options.context_tokens)
+        host.save(folder / HOST_GRAPH, "edgekd host", _OPSET)
+        for name, n_tokens in sizes.items():
+            builder = GraphBuilder(weights, np.float16)
+            shape = StaticShape(n_tokens, options.context_tokens)
+            add_static_decoder(builder, checkpoint, plan, shape)
+            builder.save(folder / f"{name}.onnx", f"edgekd {name}", _OPSET)
+    for name in TOKENIZER_FILES:
+        if (checkpoint.folder / name).is_file():
+            shutil.copyfile(checkpoint.folder / name, folder / name)
+    config = checkpoint.config | {"max_position_embeddings": options.context_tokens}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+
+
+def _check(checkpoint: Checkpoint, plan: Plan, options: NpuOptions) -> None:
+    if plan.quant not in _QUANTS:
+        raise ExportError(f"NPU graphs know {', '.join(_QUANTS)}, not {plan.quant}")
+    trained = int(checkpoint.config["max_position_embeddings"])
+    if options.context_tokens > trained:
+        raise ExportError(
+            f"--ctx {options.context_tokens} is longer than the model's {trained} positions"
+        )
+
+
+def _describe(checkpoint: Checkpoint, options: NpuOptions) -> StaticModel:
+    architecture, config = checkpoint.architecture, checkpoint.config
+    layers = (architecture.window(layer, config) for layer in range(checkpoint.n_layers))
+    windows = {"" if window is None else "local_": window for window in layers}
+    return StaticModel(
+        context_tokens=options.context_tokens,
+        prefill_tokens=options.prefill_tokens,
+        windows=windows,
+    )

@@ -1,0 +1,237 @@
+"""Execution providers: found, registered and asked what they really took.
+
+ONNX Runtime lets a provider fail in silence: it logs a line, runs everything on the CPU, and
+``get_providers()`` still names the provider. So nothing is believed here but the session's own
+list of which node went where (``get_provider_graph_assignment_info``).
+
+    session = create_session(path, "qnn", n_threads=2, require_npu=True)
+    placement(session)    # {"QNNExecutionProvider": 110}
+"""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from edgekd.errors import EngineError, MissingExtraError, ModelError, RecipeError
+
+Evidence = Literal["verified-on-device", "verified-in-emulator", "compile-only", "untested"]
+CPU = "CPUExecutionProvider"
+_SUFFIX = "ExecutionProvider"
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One execution provider that edgekd knows by a short name."""
+
+    full_name: str
+    """As ONNX Runtime calls it; plugins are registered under this name too.
+
+    QNN's plugin takes the name it is registered by for its own.
+    """
+    evidence: Evidence
+    """How far edgekd's own exports were seen to run on it."""
+    plugin: str | None = None
+    """Python package that brings it as a plugin; None where it is built in or not at all."""
+    pip_name: str | None = None
+    """The package to install."""
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+PROVIDERS: dict[str, Provider] = {
+    "cpu": Provider(CPU, "verified-on-device", pip_name="onnxruntime"),
+    "qnn": Provider(
+        "QNNExecutionProvider",
+        "verified-in-emulator",
+        "onnxruntime_qnn",
+        "onnxruntime-qnn",
+        {"backend_type": "htp"},  # left out, the plugin looks for a library that is not there
+    ),
+    "openvino": Provider(
+        "OpenVINOExecutionProvider", "untested", "onnxruntime_ep_openvino", "onnxruntime-openvino"
+    ),
+    "webgpu": Provider(
+        "WebGpuExecutionProvider", "untested", "onnxruntime_ep_webgpu", "onnxruntime-webgpu"
+    ),
+    "cuda": Provider("CUDAExecutionProvider", "untested", pip_name="onnxruntime-gpu"),
+    "tensorrt": Provider("TensorrtExecutionProvider", "untested", pip_name="onnxruntime-gpu"),
+    "coreml": Provider("CoreMLExecutionProvider", "untested", pip_name="onnxruntime"),
+}
+_AUTO = ("cuda", "coreml")
+"""What ``auto`` takes before the CPU, where this ONNX Runtime has it built in."""
+
+
+def choose(name: str) -> str:
+    """Return the short name that ``name`` stands for: ``auto`` becomes what is installed.
+
+    Raises:
+        RecipeError: no such provider is known, here or to this ONNX Runtime.
+    """
+    built_in = _built_in()
+    if name == "auto":
+        return next((each for each in _AUTO if each in built_in), "cpu")
+    short = name.removesuffix(_SUFFIX).lower()
+    if short not in PROVIDERS and short not in built_in:
+        known = ", ".join(sorted({*PROVIDERS, *built_in}))
+        raise RecipeError(f"execution provider {name!r} is unknown; known are auto, {known}")
+    return short
+
+
+def create_session(
+    path: Path,
+    provider: str,
+    *,
+    n_threads: int,
+    require_npu: bool = False,
+    options: Mapping[str, str] | None = None,
+    entries: Mapping[str, str] | None = None,
+) -> Any:
+    """Return a session of the model at ``path`` on ``provider``; the CPU runs what that does not.
+
+    ``options`` are the provider's, ``entries`` the session's. With ``require_npu`` nothing may be
+    left to the CPU.
+
+    Raises:
+        RecipeError: the provider is not known or not installed.
+        MissingExtraError: ONNX Runtime itself is not.
+        EngineError: it cannot be loaded, has no device, took nothing, or left nodes to the CPU
+            where ``require_npu`` forbids it.
+        ModelError: ONNX Runtime refuses the model.
+    """
+    ort = _import_ort()
+    short = choose(provider)
+    settings = _session_options(ort, n_threads)
+    for key, value in (entries or {}).items():
+        settings.add_session_config_entry(key, value)
+    known = PROVIDERS.get(short) or Provider(_built_in()[short], "untested")
+    devices = _attach(settings, short, known, dict(known.options) | dict(options or {}))
+    try:
+        session = ort.InferenceSession(str(path), settings, providers=devices)
+    except Exception as error:  # the library raises a family without a common base
+        raise ModelError(f"ONNX Runtime cannot load {path}: {_first_line(error)}") from error
+    if short != "cpu":
+        _check_placement(session, path, short, known.full_name, require_npu)
+    elif require_npu:
+        raise EngineError("the CPU is no NPU; choose --ep qnn or another, or leave --require-npu")
+    return session
+
+
+def placement(session: Any) -> dict[str, int]:
+    """Return how many nodes of the optimized graph each provider runs."""
+    counts: dict[str, int] = {}
+    for part in session.get_provider_graph_assignment_info():
+        counts[part.ep_name] = counts.get(part.ep_name, 0) + len(list(part.get_nodes()))
+    return counts
+
+
+def nodes_of(session: Any) -> dict[str, tuple[str, str]]:
+    """Return provider and operator of every node of the optimized graph, by its name."""
+    return {
+        node.name: (part.ep_name, node.op_type)
+        for part in session.get_provider_graph_assignment_info()
+        for node in part.get_nodes()
+    }
+
+
+def register(known: Provider) -> list[Any]:
+    """Load the plugin of ``known`` unless it is loaded, and return its devices.
+
+    Raises:
+        RecipeError: the package is not installed.
+        EngineError: its library cannot be loaded, or finds no device.
+    """
+    ort = _import_ort()
+    if not (devices := _devices(ort, known)):
+        if known.plugin is None or find_spec(known.plugin) is None:
+            raise RecipeError(
+                f"{known.full_name} is not installed; run: pip install {known.pip_name}"
+            )
+        try:
+            library = importlib.import_module(known.plugin).get_library_path()
+            ort.register_execution_provider_library(known.full_name, library)
+        except Exception as error:  # the library raises a family without a common base
+            raise EngineError(
+                f"{known.full_name} cannot be loaded: {_first_line(error)}; install "
+                f"{known.pip_name} again, or use --ep cpu"
+            ) from error
+        devices = _devices(ort, known)
+    if not devices:
+        raise EngineError(f"{known.full_name} finds no device on this machine; use --ep cpu")
+    return devices
+
+
+def _attach(settings: Any, short: str, known: Provider, options: dict[str, str]) -> list[Any]:
+    """Tell ``settings`` the provider if it is a plugin; return the list for a built-in one."""
+    if short == "cpu":
+        return [CPU]
+    if short in _built_in():
+        return [(_built_in()[short], options), CPU]
+    # A plugin that is named in this list instead is left out without a word.
+    settings.add_provider_for_devices(register(known)[:1], options)
+    return []
+
+
+def _check_placement(
+    session: Any, path: Path, short: str, full_name: str, require_npu: bool
+) -> None:
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        raise EngineError(
+            f"this ONNX Runtime does not tell what --ep {short} took, so it cannot be trusted with "
+            f"{path.name}; install onnxruntime 1.32 or later, or use --ep cpu"
+        )
+    nodes = nodes_of(session)
+    if not any(provider == full_name for provider, _ in nodes.values()):
+        raise EngineError(
+            f"--ep {short} took no node of {path.name}: it could not start, or knows none of its "
+            "operators; use --ep cpu"
+        )
+    left = {name: op for name, (provider, op) in nodes.items() if provider == CPU}
+    if require_npu and left:
+        some = ", ".join(sorted(set(left.values())))
+        raise EngineError(
+            f"--require-npu: {len(left)} of {len(nodes)} nodes of {path.name} would run on the CPU "
+            f"({some}); export for the NPU with: edgekd export MODEL --format onnx --target qnn"
+        )
+
+
+def _session_options(ort: Any, n_threads: int) -> Any:
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = n_threads
+    settings.inter_op_num_threads = 1
+    # Waking threads for every operator costs a small model a third of its speed, so they spin;
+    # but not from one run to the next, which would starve whatever else runs on the machine.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
+    settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    settings.log_severity_level = 3
+    return settings
+
+
+def _devices(ort: Any, known: Provider) -> list[Any]:
+    return [each for each in ort.get_ep_devices() if each.ep_name == known.full_name]
+
+
+@cache
+def _built_in() -> dict[str, str]:
+    """Return the providers inside this ONNX Runtime, short name to full.
+
+    Asked once, before any plugin is loaded: afterwards plugins are in the list, but a session that
+    asks for them by name runs on the CPU without a word.
+    """
+    found = _import_ort().get_available_providers()
+    return {name.removesuffix(_SUFFIX).lower(): name for name in found}
+
+
+def _import_ort() -> Any:
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise MissingExtraError("onnxruntime", "onnx") from error
+    return ort
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [repr(error)])[0]

@@ -1,0 +1,138 @@
+"""What lies in an ONNX folder for NPUs, and whether its binaries fit the machine.
+
+``npu.json`` names the graphs, the sizes that they were made for, and what they were compiled for.
+"""
+
+import json
+import platform
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from edgekd.devices.snapdragon import detect_soc
+from edgekd.errors import ModelError
+from edgekd.runtime.providers import PROVIDERS, choose
+from edgekd.runtime.tokenizer import read_json
+
+NPU_FILE = "npu.json"
+HOST_GRAPH = "host.onnx"
+GRAPHS = ("prefill", "decode")
+_SCHEMA_VERSION = 1
+_ARM = ("aarch64", "arm64")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """Context binaries for one chip."""
+
+    soc: str
+    soc_model: int
+    htp_arch: int
+    sdk: str
+    """Version of Qualcomm's AI Engine Direct SDK that wrote them."""
+    graphs: dict[str, str]
+    """``prefill`` and ``decode`` to the file that wraps its binary."""
+    binaries: dict[str, int]
+    """File of a binary to its bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaticModel:
+    """The content of ``npu.json``."""
+
+    context_tokens: int
+    """Slots of the KV cache."""
+    prefill_tokens: int
+    """Tokens that the prefill graph takes at once."""
+    windows: dict[str, int | None]
+    """How inputs of a kind of layer begin, to how many tokens back it attends; None for all."""
+    compiled: Compiled | None = None
+    """None where only the graphs are there, which the CPU runs."""
+
+
+def is_static(folder: Path) -> bool:
+    """Whether ``folder`` holds graphs of fixed shapes."""
+    return (folder / NPU_FILE).is_file()
+
+
+def read_static(folder: Path) -> StaticModel:
+    """Return what ``npu.json`` in ``folder`` says.
+
+    Raises:
+        ModelError: it is damaged, or of another version of edgekd.
+    """
+    content: dict[str, Any] = read_json(folder / NPU_FILE)
+    try:
+        if content.pop("schema_version") != _SCHEMA_VERSION:
+            raise ValueError("another schema version")
+        compiled = content.pop("compiled")
+        return StaticModel(**content, compiled=Compiled(**compiled) if compiled else None)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{folder / NPU_FILE} is not what this edgekd writes ({error}); export the model again"
+        ) from error
+
+
+def write_static(folder: Path, model: StaticModel) -> None:
+    """Write ``npu.json`` into ``folder``."""
+    content = {"schema_version": _SCHEMA_VERSION, **asdict(model)}
+    (folder / NPU_FILE).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+
+
+def is_emulated() -> bool:
+    """Whether QNN on this machine is the emulator in its x86 package, and no chip."""
+    return platform.machine().lower() not in _ARM
+
+
+def provider_for(folder: Path, model: StaticModel, asked: str) -> str:
+    """Return the provider to run ``folder`` on; ``auto`` takes QNN only where it is no emulator."""
+    if asked != "auto":
+        return choose(asked)
+    plugin = PROVIDERS["qnn"].plugin or ""
+    is_ready = model.compiled is not None and find_spec(plugin) is not None and not is_emulated()
+    return "qnn" if is_ready else "cpu"
+
+
+def graph_files(folder: Path, model: StaticModel, provider: str, root: Path) -> dict[str, Path]:
+    """Return the files of the prefill and decode graphs for ``provider``.
+
+    Raises:
+        ModelError: QNN is asked for, and nothing is compiled for the chip below ``root``; or
+            another is, and only binaries are there.
+    """
+    if provider != "qnn":
+        files = {name: folder / f"{name}.onnx" for name in GRAPHS}
+        if not all(path.is_file() for path in files.values()):
+            raise ModelError(f"{folder} holds binaries for an NPU only; use --ep qnn")
+        return files
+    compiled = model.compiled
+    if compiled is None:
+        raise ModelError(
+            f"{folder} is not compiled for an NPU; {_rebuild(model, 'sm8650')} (with the package "
+            f"{PROVIDERS['qnn'].pip_name} installed), or use --ep cpu"
+        )
+    found = detect_soc(root)
+    if found is not None and found != compiled.soc:
+        raise ModelError(
+            f"{folder} is compiled for {compiled.soc} (Hexagon v{compiled.htp_arch}), this machine "
+            f"is {found}; {_rebuild(model, found)}"
+        )
+    return {name: folder / compiled.graphs[name] for name in GRAPHS}
+
+
+def provider_options(model: StaticModel, provider: str) -> dict[str, str]:
+    """Return what ``provider`` must be told of the chip that ``model`` is compiled for."""
+    if provider != "qnn" or model.compiled is None:
+        return {}
+    return {
+        "soc_model": str(model.compiled.soc_model),
+        "htp_arch": str(model.compiled.htp_arch),
+    }
+
+
+def _rebuild(model: StaticModel, soc: str) -> str:
+    return (
+        f"build it with: edgekd export MODEL --format onnx --target qnn --soc {soc} "
+        f"--ctx {model.context_tokens} --prefill {model.prefill_tokens} --out OUT"
+    )
