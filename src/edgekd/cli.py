@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from edgekd.cli_distill import app as distill_app
+from edgekd.cli_eval import app as eval_app
 from edgekd.cli_options import (
     Context,
     Json,
@@ -28,6 +29,7 @@ from edgekd.progress import make_progress
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(distill_app)
+app.add_typer(eval_app)
 devices_app = typer.Typer(no_args_is_help=True, help="What this machine is.")
 app.add_typer(devices_app, name="devices")
 
