@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal, NamedTuple, Protocol
@@ -145,14 +146,18 @@ def record_teacher(
         OutputError: the disk is full.
         EngineError: the engine fails.
     """
-    reference, done = FullReference(windows, teacher.engine.vocab_size), 0
-    for _, next_ids, logits_SV in each_prediction(teacher.engine, windows):
-        if is_kept:
-            reference.add(logits_SV)
-        if builder:
-            builder.add(np.asarray(next_ids, np.int64), logits_SV)
-        done += len(next_ids)
-        advance(done)
+    done = 0
+    with ExitStack() as stack:
+        reference = FullReference(windows, teacher.engine.vocab_size)
+        stack.callback(reference.close)
+        for _, next_ids, logits_SV in each_prediction(teacher.engine, windows):
+            if is_kept:
+                reference.add(logits_SV)
+            if builder:
+                builder.add(np.asarray(next_ids, np.int64), logits_SV)
+            done += len(next_ids)
+            advance(done)
+        stack.pop_all()  # whole, so it stays open
     return reference
 
 

@@ -1,6 +1,8 @@
 """Perplexity, KL, top-1 and Δp against torch's own arithmetic, and on all engines alike."""
 
 import math
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +33,11 @@ def other_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def teacher(other_folder: Path) -> FullReference:
+def teacher(other_folder: Path) -> Iterator[FullReference]:
     """The reference that everything here is compared with, in windows of 32 tokens."""
     loaded = _open(other_folder)
-    return record_teacher(loaded, cut_windows(loaded.tokenizer, TEXT, 100, 32))
+    with closing(record_teacher(loaded, cut_windows(loaded.tokenizer, TEXT, 100, 32))) as found:
+        yield found
 
 
 def _log_p(folder: Path, ids: list[int]) -> torch.Tensor:
@@ -101,8 +104,9 @@ def test_models_of_other_widths_are_compared_over_the_ids_they_share(
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((tiny_folder / name).read_bytes())
     loaded = _open(tmp_path)
-    reference = record_teacher(loaded, cut_windows(loaded.tokenizer, TEXT, 64, 64))
-    found = summarise(score_text(_open(tiny_folder).engine, reference.windows, reference))
+    windows = cut_windows(loaded.tokenizer, TEXT, 64, 64)
+    with closing(record_teacher(loaded, windows)) as reference:
+        found = summarise(score_text(_open(tiny_folder).engine, windows, reference))
     assert found.to_teacher
     assert abs(found.to_teacher.kl_nats.value) < 1e-9
 
@@ -113,7 +117,7 @@ def test_a_text_with_ids_that_a_model_lacks_is_refused(tiny_folder: Path) -> Non
 
 
 def test_windows_hold_the_text_in_order_and_each_begins_with_bos(tmp_path: Path) -> None:
-    train_byte_level("gpt2", adds_bos=True).save(str(tmp_path / "tokenizer.json"))
+    train_byte_level("gpt-2", adds_bos=True).save(str(tmp_path / "tokenizer.json"))
     tokenizer = FileTokenizer(tmp_path)
     assert begin_ids(tokenizer) == [1]
     windows = cut_windows(tokenizer, TEXT, 50, 20)
