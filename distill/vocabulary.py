@@ -41,7 +41,7 @@ def common_vocabulary(student: FileTokenizer, teacher: FileTokenizer) -> int:
 
 def vocabulary_size(tokenizer: FileTokenizer) -> int:
     """Return one more than the largest id of ``tokenizer``; models may pad beyond it."""
-    return int(max(tokenizer.core.get_vocab(with_added_tokens=True).values())) + 1
+    return tokenizer.n_ids
 
 
 def vocabulary_sha256(tokenizer: FileTokenizer) -> str:

@@ -1,11 +1,17 @@
 """Questions with given answers: a model chooses the one it finds likeliest."""
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
-from edgekd.runtime.fidelity import log_softmax
+import numpy as np
+
+from edgekd.runtime.continuations import Scored, Scorer, encode_pair
+from edgekd.runtime.estimate import Estimate, share
 from edgekd.runtime.loading import LoadedModel
+
+Norm = Literal["none", "chars", "bytes", "tokens"]
+"""What a choice's log-probability is divided by before choices are compared."""
 
 
 @dataclass(frozen=True)
@@ -14,29 +20,81 @@ class Question:
 
     context: str
     choices: tuple[str, ...]
+    """With the blank in front, where there is one."""
     answer: int
     """Index of the right one."""
 
 
-def accuracy(loaded: LoadedModel, questions: Sequence[Question]) -> float:
-    """Return the share of ``questions`` whose right choice ``loaded`` finds likeliest."""
-    right = sum(choose(loaded, question) == question.answer for question in questions)
-    return right / len(questions)
+@dataclass(frozen=True)
+class Answered:
+    """What a model makes of one question."""
+
+    question: Question
+    scored: tuple[Scored, ...]
+
+    def chosen(self, norm: Norm) -> int:
+        """Return the index of the likeliest choice by ``norm``, the first of equals."""
+        return int(np.argmax([self._score(i, norm) for i in range(len(self.scored))]))
+
+    def _score(self, index: int, norm: Norm) -> float:
+        # The blank between question and answer belongs to no answer.
+        text, scored = self.question.choices[index].lstrip(), self.scored[index]
+        lengths = {
+            "none": 1,
+            "chars": len(text),
+            "bytes": len(text.encode()),
+            "tokens": scored.n_tokens,
+        }
+        return scored.log_p / max(1, lengths[norm])
 
 
-def choose(loaded: LoadedModel, question: Question) -> int:
-    """Return the index of the choice with the highest mean log-probability per token."""
-    encode, engine = loaded.tokenizer.encode, loaded.engine
-    # Encoded together: a token may reach across the end of the context.
-    texts = [encode(question.context + choice) for choice in question.choices]
-    shared = os.path.commonprefix([encode(question.context), *texts])
-    engine.rewind()
-    before_1V = log_softmax(engine.forward(shared)[None])
-    scores = []
-    for ids in texts:
-        choice = ids[len(shared) :]
-        engine.rewind(len(shared))
-        after_TV = log_softmax(engine.forward(choice, every_logit=True))
-        rest = sum(float(after_TV[i, token]) for i, token in enumerate(choice[1:]))
-        scores.append((float(before_1V[0, choice[0]]) + rest) / len(choice))
-    return max(range(len(scores)), key=scores.__getitem__)
+@dataclass(frozen=True, kw_only=True)
+class ChoiceQuality:
+    """Shares of questions answered right, by what the log-probabilities are divided by."""
+
+    acc: Estimate
+    """Not divided."""
+    acc_norm: Estimate
+    """By the characters of a choice, lm-evaluation-harness's acc_norm."""
+    acc_bytes: Estimate
+    """By its UTF-8 bytes."""
+    acc_tokens: Estimate
+    n_questions: int
+
+
+def answer(
+    loaded: LoadedModel,
+    questions: Sequence[Question],
+    advance: Callable[[int], None] = lambda done: None,
+) -> list[Answered]:
+    """Return what ``loaded`` makes of each question; ``advance`` hears how many are done.
+
+    Raises:
+        DataError: a choice has no token of its own.
+        EngineError: the engine fails.
+    """
+    scorer = Scorer(loaded.engine)
+    answered = []
+    for question in questions:
+        pairs = [encode_pair(loaded.tokenizer, question.context, text) for text in question.choices]
+        context = pairs[0][0]
+        scored = scorer.score(context, [ids for _, ids in pairs])
+        answered.append(Answered(question, tuple(scored)))
+        advance(len(answered))
+    return answered
+
+
+def grade(answered: Sequence[Answered]) -> ChoiceQuality:
+    """Return the shares of right choices with their standard errors."""
+    right = {
+        norm: sum(one.chosen(norm) == one.question.answer for one in answered)
+        for norm in get_args(Norm)
+    }
+    shares = {norm: share(count, len(answered)) for norm, count in right.items()}
+    return ChoiceQuality(
+        acc=shares["none"],
+        acc_norm=shares["chars"],
+        acc_bytes=shares["bytes"],
+        acc_tokens=shares["tokens"],
+        n_questions=len(answered),
+    )

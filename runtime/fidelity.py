@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgekd.runtime.engine import Engine
 
@@ -37,6 +37,23 @@ class GreedyAgreement:
     """By how much the reference preferred its own choice, at worst: small for a near tie."""
 
 
+class Distances(NamedTuple):
+    """How far a candidate is from its reference at each position."""
+
+    kl_T: "NDArray[np.float64]"
+    """KL(reference || candidate) in nats."""
+    is_same_T: "NDArray[np.bool_]"
+    """Whether both find the same token likeliest."""
+
+
+def distances(
+    reference_TV: "NDArray[np.float64]", candidate_TV: "NDArray[np.float64]"
+) -> Distances:
+    """Return the distances of two models that share their vocabulary, from log-probabilities."""
+    is_same_T = reference_TV.argmax(-1) == candidate_TV.argmax(-1)
+    return Distances(kl_per_token(reference_TV, candidate_TV), is_same_T)
+
+
 def compare_engines(
     reference: Engine, candidate: Engine, sequences: Sequence[Sequence[int]]
 ) -> Fidelity:
@@ -44,11 +61,11 @@ def compare_engines(
     kl_sum, n_same, n_positions = 0.0, 0, 0
     for ids in sequences:
         reference_TV = log_softmax(_fresh_logits(reference, ids))
-        candidate_TV = log_softmax(_fresh_logits(candidate, ids))
-        kl_sum += kl_per_token(reference_TV, candidate_TV).sum()
-        n_same += int((reference_TV.argmax(-1) == candidate_TV.argmax(-1)).sum())
+        found = distances(reference_TV, log_softmax(_fresh_logits(candidate, ids)))
+        kl_sum += float(found.kl_T.sum())
+        n_same += int(found.is_same_T.sum())
         n_positions += len(ids)
-    return Fidelity(float(kl_sum) / n_positions, n_same / n_positions, n_positions)
+    return Fidelity(kl_sum / n_positions, n_same / n_positions, n_positions)
 
 
 def compare_greedy(
@@ -70,7 +87,7 @@ def compare_greedy(
     return GreedyAgreement(len(prompts) * n_tokens, n_equal, worst_gap_nats)
 
 
-def log_softmax(logits_TV: "Logits") -> "NDArray[np.float64]":
+def log_softmax(logits_TV: "NDArray[np.floating[Any]]") -> "NDArray[np.float64]":
     """Return log-probabilities in float64, so that a KL of 1e-10 is still a number."""
     import numpy as np
 
@@ -88,6 +105,14 @@ def kl_per_token(
 
     kl_T: NDArray[np.float64] = (np.exp(reference_TV) * (reference_TV - candidate_TV)).sum(-1)
     return kl_T
+
+
+def pick(log_p_SV: "NDArray[np.float64]", ids_S: "NDArray[np.int64]") -> "NDArray[np.float64]":
+    """Return at each position the log-probability of one token [S]."""
+    import numpy as np
+
+    picked_S: NDArray[np.float64] = np.take_along_axis(log_p_SV, ids_S[:, None], 1)[:, 0]
+    return picked_S
 
 
 def _fresh_logits(engine: Engine, ids: Sequence[int]) -> "Logits":

@@ -1,8 +1,7 @@
 """The five rows: was it worth it? Speed, size and quality of each model, side by side."""
 
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 from edgekd.errors import DataError
 from edgekd.progress import Progress, Silence
 from edgekd.runtime.bench import BenchResult
-from edgekd.runtime.choices import Question, accuracy
-from edgekd.runtime.fidelity import kl_per_token, log_softmax
-from edgekd.runtime.loading import LoadedModel, open_model
+from edgekd.runtime.choices import Question, answer, grade
+from edgekd.runtime.loading import LoadedModel, opened_model
+from edgekd.runtime.reference import Reference, record_teacher
+from edgekd.runtime.text_quality import score_text, summarise
+from edgekd.runtime.windows import cut_windows
 from edgekd.units import format_bytes, format_count
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-    from edgekd.runtime.engine import Logits
 
 _WINDOW_TOKENS = 256
 
@@ -69,59 +68,34 @@ def measure_quality(
     Raises:
         DataError: the text has fewer than ``n_tokens`` tokens.
     """
-    with _opened(teacher) as reference:
-        ids = reference.tokenizer.encode(text)[:n_tokens]
-        if len(ids) < n_tokens:
-            raise DataError(f"held-out text has {len(ids)} tokens, {n_tokens} are needed")
-        windows = [ids[i : i + _WINDOW_TOKENS] for i in range(0, n_tokens, _WINDOW_TOKENS)]
-        references = [_logits(reference, window) for window in windows]
+    with opened_model(teacher, context_tokens=_WINDOW_TOKENS) as loaded:
+        windows = cut_windows(loaded.tokenizer, text, n_tokens, _WINDOW_TOKENS)
+        if (found := len(loaded.tokenizer.encode(text, add_special=False))) < n_tokens:
+            raise DataError(f"held-out text has {found} tokens, {n_tokens} are needed")
+        reference = record_teacher(loaded, windows)
     figures = {}
-    with (progress or Silence()).track("quality", len(models)) as advance:
+    with closing(reference), (progress or Silence()).track("quality", len(models)) as advance:
         for number, path in enumerate(models, 1):
-            with _opened(path) as loaded:
-                figures[path] = _quality(loaded, windows, references, questions)
+            with opened_model(path, context_tokens=_WINDOW_TOKENS) as loaded:
+                figures[path] = _quality(loaded, reference, questions)
             advance(number, path.name)
     return figures
 
 
 def _quality(
-    loaded: LoadedModel,
-    windows: Sequence[Sequence[int]],
-    references: Sequence["Logits"],
-    questions: Sequence[Question],
+    loaded: LoadedModel, reference: Reference, questions: Sequence[Question]
 ) -> QualityFigures:
-    kl_sum = nll_sum = 0.0
-    n_same = n_predicted = 0
-    for window, reference_TV in zip(windows, references, strict=True):
-        model_TV = log_softmax(_logits(loaded, window))
-        teacher_TV = log_softmax(reference_TV)
-        kl_sum += float(kl_per_token(teacher_TV, model_TV).sum())
-        n_same += int((teacher_TV.argmax(-1) == model_TV.argmax(-1)).sum())
-        nll_sum -= sum(float(model_TV[i, token]) for i, token in enumerate(window[1:]))
-        n_predicted += len(window) - 1
-    n_positions = sum(map(len, windows))
+    found = summarise(score_text(loaded.engine, reference.windows, reference))
+    assert found.to_teacher
+    graded = grade(answer(loaded, questions)) if questions else None
     return QualityFigures(
-        perplexity=math.exp(nll_sum / n_predicted),
-        kl_nats=kl_sum / n_positions,
-        top1_agreement=n_same / n_positions,
-        n_positions=n_positions,
-        task_accuracy=accuracy(loaded, questions) if questions else None,
+        perplexity=found.perplexity.value,
+        kl_nats=found.to_teacher.kl_nats.value,
+        top1_agreement=found.to_teacher.top1_agreement.value,
+        n_positions=found.n_positions,
+        task_accuracy=graded.acc_tokens.value if graded else None,
         n_questions=len(questions),
     )
-
-
-def _logits(loaded: LoadedModel, window: Sequence[int]) -> "Logits":
-    loaded.engine.rewind()
-    return loaded.engine.forward(window, every_logit=True)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[LoadedModel]:
-    loaded = open_model(path, context_tokens=_WINDOW_TOKENS)
-    try:
-        yield loaded
-    finally:
-        loaded.engine.close()
 
 
 def render_rows(rows: Sequence[Row]) -> "Table":

@@ -107,10 +107,16 @@ class LlamaCppTokenizer:
         """Read the vocabulary of a loaded llama.cpp ``model``."""
         self._c = c = load_library()
         self._vocab = c.llama_model_get_vocab(model)
-        n_tokens = c.llama_vocab_n_tokens(self._vocab)
+        self.n_ids = int(c.llama_vocab_n_tokens(self._vocab))
         self.stop_ids = frozenset(
-            i for i in range(n_tokens) if c.llama_vocab_is_eog(self._vocab, i)
+            i for i in range(self.n_ids) if c.llama_vocab_is_eog(self._vocab, i)
         )
+
+    @property
+    def first_id(self) -> int | None:
+        """BOS, or EOS where there is none: what a text begins after."""
+        named = (self._c.llama_vocab_bos(self._vocab), self._c.llama_vocab_eos(self._vocab))
+        return next((token_id for token_id in named if token_id >= 0), None)  # -1: there is none
 
     def encode(
         self, text: str, *, add_special: bool = True, parse_special: bool = True

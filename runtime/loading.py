@@ -1,6 +1,8 @@
 """Open any model for running: engine, tokenizer and chat template together."""
 
 import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +54,21 @@ def open_model(
         opener = {ModelKind.GGUF: _open_gguf, ModelKind.CHECKPOINT: _open_checkpoint}[kind]
         engine, tokenizer, template = opener(path, context_tokens, threads)
     return LoadedModel(path, kind, engine, tokenizer, template)
+
+
+@contextmanager
+def opened_model(
+    model: str | Path, *, context_tokens: int, n_threads: int | None = None
+) -> Iterator[LoadedModel]:
+    """Yield ``model``, ready to run, and free it after.
+
+    Raises:
+        ModelError: it cannot be found, read or run.
+        MissingExtraError: its engine is not installed.
+    """
+    loaded = open_model(model, context_tokens=context_tokens, n_threads=n_threads)
+    with closing(loaded.engine):
+        yield loaded
 
 
 def default_threads() -> int:

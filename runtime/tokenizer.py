@@ -25,6 +25,14 @@ class Tokenizer(Protocol):
     stop_ids: frozenset[int]
     """Ids that end a reply."""
 
+    @property
+    def n_ids(self) -> int:
+        """One more than the largest id; models may have more rows."""
+
+    @property
+    def first_id(self) -> int | None:
+        """BOS, or EOS where there is none: what a text begins after."""
+
     def encode(
         self, text: str, *, add_special: bool = True, parse_special: bool = True
     ) -> list[int]:
@@ -79,6 +87,17 @@ class FileTokenizer:
         entry = self.config.get(f"{role}_token")
         name = entry.get("content") if isinstance(entry, dict) else entry
         return None if name is None else self.core.token_to_id(name)
+
+    @cached_property
+    def n_ids(self) -> int:
+        """One more than the largest id; models may have more rows."""
+        return int(max(self.core.get_vocab(with_added_tokens=True).values())) + 1
+
+    @property
+    def first_id(self) -> int | None:
+        """BOS, or EOS where there is none: what a text begins after."""
+        bos = self.special_id("bos")
+        return self.special_id("eos") if bos is None else bos
 
     @cached_property
     def special_ids(self) -> frozenset[int]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.errors import MissingExtraError, ModelError
+from edgekd.errors import EngineError, MissingExtraError, ModelError
 from edgekd.runtime.engine import check_fits
 
 if TYPE_CHECKING:
@@ -54,7 +54,10 @@ class TorchEngine:
         if position == 0:
             self._cache = self._new_cache()
         elif position < self.position:
-            self._cache.crop(position - self.position)
+            try:
+                self._cache.crop(position - self.position)
+            except RuntimeError as error:
+                raise EngineError(f"this model's KV cache cannot be cut: {error}") from error
 
     def close(self) -> None:
         """Free the model."""

@@ -14,6 +14,7 @@ COMMANDS = (
         "distill",
         "export",
         "verify",
+        "eval",
         "bench",
         "serve",
         "chat",
