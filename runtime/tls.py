@@ -41,7 +41,9 @@ def _check_readable(what: str, path: Path) -> None:
     try:
         path.read_bytes()
     except OSError as error:
-        raise RecipeError(f"cannot read the TLS {what} {path}: {error.strerror or error}") from error
+        raise RecipeError(
+            f"cannot read the TLS {what} {path}: {error.strerror or error}"
+        ) from error
 
 
 def _explain(error: Exception, cert: Path, key: Path) -> str:

@@ -231,7 +231,9 @@ def serve(
     tls_cert: Annotated[
         Path | None, typer.Option(help="Certificate in PEM format, for https; needs --tls-key.")
     ] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="The certificate's key, in PEM format.")] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(help="The certificate's key, in PEM format.")
+    ] = None,
     alias: Annotated[str | None, typer.Option(help="Name of the model in the API.")] = None,
     parallel: Annotated[int, typer.Option(help="Requests that run side by side.")] = 4,
     queue: Annotated[int, typer.Option(help="Requests that may wait; the rest get 429.")] = 32,

@@ -58,27 +58,21 @@ def wait_for(page: "Page", selector: str, pattern: re.Pattern[str] = ANY) -> str
     return found.inner_text()
 
 
-def is_idle(server: Serving) -> bool:
-    return server.engine.wait_idle(10)
-
-
 def test_an_answer_streams_in_and_is_counted(page: "Page") -> None:
     add_to_requests(page, **LONG, seed=4)
     page.fill("#prompt", "The quick brown")
     page.click("#send")
     early = wait_for(page, ".assistant .body")
     assert "tokens/s" in wait_for(page, "#speed")
-    page.wait_for_timeout(300)
-    assert len(page.inner_text(".assistant .body")) > len(early)
     page.click("#stop")
     assert re.search(r"\d tokens · [\d.]+ tokens/s", wait_for(page, ".assistant .note"))
+    assert len(page.inner_text(".assistant .body")) > len(early)
     assert page.inner_text("#model") == "tiny"
     wait_for(page, "#kv-text", re.compile(r"^[1-9][\d,]* of 4,096 tokens$"))
     wait_for(page, "#memory", re.compile(r"^\d+ MiB$"))
 
 
 def test_escape_stops_the_engine_and_not_only_the_text(page: "Page", server: Serving) -> None:
-    cancelled = server.get("/metrics").text.count('outcome="cancelled"')
     add_to_requests(page, **LONG)
     page.fill("#prompt", "The")
     page.press("#prompt", "Enter")
@@ -86,11 +80,11 @@ def test_escape_stops_the_engine_and_not_only_the_text(page: "Page", server: Ser
     page.keyboard.press("Escape")
     assert "Stopped" in wait_for(page, ".assistant .note")
     stopped = page.inner_text(".assistant .body")
-    assert is_idle(server)
+    assert server.engine.wait_idle(2)
     page.wait_for_timeout(200)
     assert page.inner_text(".assistant .body") == stopped
-    assert server.get("/metrics").text.count('outcome="cancelled"') >= cancelled
-    made = int(re.search(r"(\d[\d,]*) tokens", wait_for(page, ".note"))[1].replace(",", ""))  # type: ignore[index]
+    assert 'outcome="cancelled"' in server.get("/metrics").text
+    made = int(wait_for(page, ".assistant .note").split(" tokens")[0].replace(",", ""))
     assert 0 < made < LONG["max_tokens"]
 
 
@@ -179,7 +173,7 @@ def test_everything_can_be_done_with_the_keyboard(page: "Page") -> None:
     order = []
     page.evaluate("() => { document.activeElement.blur(); scrollTo(0, 0); }")
     page.locator(".skip").focus()
-    for _ in range(8):
+    for _ in range(7):
         page.keyboard.press("Tab")
         order.append(page.evaluate("() => document.activeElement.id"))
         outline = page.evaluate(
