@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from edgekd.export.checkpoint import open_checkpoint
 from edgekd.runtime.server import ServeOptions
+from tests.conftest import make_gguf, save_tiny_model
 from tests.runtime.browser import chromium, opened
 from tests.runtime.serving import CHAT, Serving, serving
 
@@ -21,8 +23,12 @@ HOSTILE = "<img src=x onerror=document.title=1><script>document.title=2</script>
 
 
 @pytest.fixture(scope="module")
-def server(float_gguf: Path) -> Iterator[Serving]:
-    with serving(float_gguf, context_tokens=4096, n_slots=1) as found:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """A model so deep, and with so much context, that it can be stopped midway."""
+    folder = tmp_path_factory.mktemp("deep")
+    save_tiny_model(folder / "deep", n_layers=40, max_position_embeddings=4096)
+    path = make_gguf(open_checkpoint(folder / "deep"), "f32", folder)
+    with serving(path, context_tokens=4096, n_slots=1) as found:
         yield found
 
 
@@ -220,7 +226,7 @@ def test_the_theme_follows_the_system_until_chosen(server: Serving, browser: "Br
 
 
 def test_what_the_server_refuses_is_said_and_the_question_kept(page: "Page") -> None:
-    page.fill("#prompt", "fox " * 6000)
+    page.fill("#prompt", "fox " * 4500)
     page.press("#prompt", "Enter")
     assert "context" in wait_for(page, "#alert")
     assert page.input_value("#prompt").startswith("fox fox")

@@ -92,4 +92,4 @@ def test_the_command_serves_https(float_gguf: Path, pair: tuple[Path, Path, Path
                 httpx.get(url.replace("https", "http") + "/health")
         finally:
             process.send_signal(signal.SIGTERM)
-    assert process.returncode == 0
+    assert process.returncode == -signal.SIGTERM  # uvicorn raises it again once all has ended
