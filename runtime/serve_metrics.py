@@ -163,11 +163,12 @@ class Metrics:
 def _load_of(engine: EngineProcess) -> tuple[int, int, int, int]:
     """Return requests waiting and running, tokens held and the room for them."""
     snapshot, info = engine.snapshot, engine.info
-    if snapshot is None or info is None:
+    if info is None:
         return 0, 0, 0, 0
     n_running = min(engine.n_requests, info.n_slots)
     n_waiting = engine.n_requests - n_running
-    return n_waiting, n_running, sum(snapshot.slot_tokens), info.n_slots * info.context_tokens
+    n_held = sum(snapshot.slot_tokens) if snapshot else 0
+    return n_waiting, n_running, n_held, info.n_slots * info.context_tokens
 
 
 def _rate(amount: float, per: float) -> float:

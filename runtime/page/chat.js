@@ -10,7 +10,7 @@ const NEAR_PX = 80; // so close to its end the log follows the answer
 const at = (id) => document.getElementById(id);
 const [log, prompt, send, stop, alert] = ["log", "prompt", "send", "stop", "alert"].map(at);
 const messages = []; // the conversation, without the system prompt
-let model = null;
+let model = null; // its name, once the server is ready
 let running = null; // the AbortController of the answer in the making
 
 async function start() {
@@ -37,7 +37,7 @@ function showModel(found) {
   at("model").textContent = model;
   at("welcome-model").textContent = model;
   document.title = `${model} · edgekd`;
-  if (found.meta) at("context").textContent = `${count(found.meta.n_ctx)} tokens of context`;
+  if (found.meta) at("context").textContent = `${count(found.meta.n_ctx)} tokens of context.`;
 }
 
 async function submit() {

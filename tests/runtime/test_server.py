@@ -177,11 +177,11 @@ def test_loopback_names_are_served(url: str, host: str) -> None:
     assert httpx.get(url + "/health", headers={"Host": host}).json() == {"status": "ok"}
 
 
-def test_nothing_but_health_is_open_without_the_key(float_gguf: Path) -> None:
+def test_nothing_but_health_and_the_page_is_open_without_the_key(float_gguf: Path) -> None:
     with serving(float_gguf, ServeOptions(alias="tiny", api_key="sécret")) as server:
         assert server.get("/health").status_code == 200
         for key in (b"", b"Bearer", b"Bearer wrong", b"Basic s\xc3\xa9cret", b"\xff"):
-            for route in ("/v1/models", "/metrics", "/docs", "/openapi.json"):
+            for route in ("/v1/models", "/metrics", "/slots", "/openapi.json"):
                 response = server.get(route, headers={b"Authorization": key})
                 refused(response, 401, "invalid_api_key")
         right = "sécret".encode()
