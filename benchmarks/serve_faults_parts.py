@@ -269,6 +269,8 @@ def _answer(connection: socket.socket) -> bytes:
             return b"".join(iter(lambda: connection.recv(4096), b""))
         except ConnectionResetError:
             return b""
+        except TimeoutError:
+            return b"still open"
 
 
 def _wait(is_true: Callable[[], bool], limit_s: float) -> None:
