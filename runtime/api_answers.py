@@ -207,3 +207,27 @@ class Slot(Answer):
     is_processing: bool
     id_task: int
     n_tokens: int
+
+
+class Embedding(Answer):
+    """The vector of one text: numbers, or base64 of little-endian float32."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(Answer):
+    """Counts of tokens."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embeddings(Answer):
+    """The vectors of all texts."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage

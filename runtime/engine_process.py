@@ -29,6 +29,7 @@ from edgekd.runtime.messages import (
     Failed,
     Finished,
     GenerationRequest,
+    Token,
     events_from_json,
     request_to_json,
     to_line,
@@ -43,7 +44,7 @@ HANG_S = 300.0
 MAX_PAUSE_S = 30.0
 MAX_CALLS = 64
 """Texts that may wait for the tokenizer."""
-_LONG_LIFE_S = 30.0  # a child that lived so long is restarted at once when it dies
+_LONG_LIFE_S = 30.0  # a child that lived so long, or made text, is replaced at once
 
 _log = logging.getLogger("edgekd.engine")
 
@@ -78,6 +79,7 @@ class EngineProcess:
         self._changed = threading.Condition(self._lock)
         self._fatal: EdgekdError | None = None
         self._child: Child | None = None
+        self._is_proven = False  # the child has made text
         self._supervisor = threading.Thread(target=self._supervise, name="edgekd-engine")
         self._supervisor.start()
 
@@ -237,10 +239,12 @@ class EngineProcess:
                 if self.state == "stopped":
                     return
                 self._child = child = Child(self._settings)
+                self._is_proven = False
             self._follow(child)
             cause = child.clean_up()
             lived_s = time.monotonic() - started_s
-            n_early_deaths = 0 if lived_s > _LONG_LIFE_S else n_early_deaths + 1
+            is_proven = self._is_proven or lived_s > _LONG_LIFE_S
+            n_early_deaths = 0 if is_proven else n_early_deaths + 1
             if not self._bury(cause):
                 return
             self._pause(0 if n_early_deaths < 2 else 2.0 ** (n_early_deaths - 2))
@@ -285,6 +289,7 @@ class EngineProcess:
     def _dispatch(self, event: Event) -> None:
         """Give ``event`` to the one who asked; nobody does any more after a client left."""
         with self._changed:
+            self._is_proven |= isinstance(event, Token | Finished)
             if isinstance(event, Finished | Failed):
                 deliver = self._requests.pop(event.id, None)
                 self._changed.notify_all()

@@ -44,11 +44,12 @@ class LlamaCppBatchEngine:
             EngineError: there is no memory for the contexts.
             RecipeError: the library cannot do what ``options`` ask for.
         """
-        self._c = c = load_library()
+        self.c = c = load_library()
         read_gguf_header(path)
         _check_options(c, options)
         self.model = load_gguf(path, gpu_layers=options.gpu_layers, mmap=options.mmap)
         self.n_slots = options.n_slots
+        self.n_threads = options.n_threads
         self.max_outputs = max(MAX_OUTPUTS, options.n_slots)
         self.context_tokens = min(
             options.context_tokens, int(c.llama_model_n_ctx_train(self.model))
@@ -57,7 +58,7 @@ class LlamaCppBatchEngine:
         self._is_unified = options.unified_kv
         self._context = self._new_context(options)
         self._memory = c.llama_get_memory(self._context)
-        self._batch = _Batch(c, self.batch_tokens)
+        self._batch = Batch(c, self.batch_tokens)
         self._lengths = [0] * options.n_slots
 
     def length(self, slot: int) -> int:
@@ -69,7 +70,7 @@ class LlamaCppBatchEngine:
         check_step(self, work)
         self._batch.clear()
         rows = [self._batch.add(item, self._lengths[item.slot]) for item in work]
-        status = self._c.llama_decode(self._context, self._batch.struct)
+        status = self.c.llama_decode(self._context, self._batch.struct)
         if status != 0:
             self._drop_half_done(work)
             raise EngineError(self._what_failed(status, work))
@@ -84,8 +85,8 @@ class LlamaCppBatchEngine:
         """
         if position >= self._lengths[slot]:
             return self._lengths[slot]
-        if not self._c.llama_memory_seq_rm(self._memory, slot, position, -1):
-            self._c.llama_memory_seq_rm(self._memory, slot, -1, -1)
+        if not self.c.llama_memory_seq_rm(self._memory, slot, position, -1):
+            self.c.llama_memory_seq_rm(self._memory, slot, -1, -1)
             position = 0
         self._lengths[slot] = position
         return position
@@ -98,17 +99,17 @@ class LlamaCppBatchEngine:
             return 0
         # Between pools, only whole sequences can be copied.
         end = n_tokens if self._is_unified else -1
-        self._c.llama_memory_seq_cp(self._memory, source, target, -1, end)
+        self.c.llama_memory_seq_cp(self._memory, source, target, -1, end)
         self._lengths[target] = n_tokens if self._is_unified else self._lengths[source]
         return self.forget(target, n_tokens)
 
     def close(self) -> None:
         """Free the model and its context; the engine cannot be used after."""
-        self._c.llama_free(self._context)
-        self._c.llama_model_free(self.model)
+        self.c.llama_free(self._context)
+        self.c.llama_model_free(self.model)
 
     def _new_context(self, options: EngineOptions) -> Any:
-        c = self._c
+        c = self.c
         params = c.llama_context_default_params()
         params.n_ctx = self.context_tokens * options.n_slots
         params.n_batch = params.n_ubatch = self.batch_tokens
@@ -135,7 +136,7 @@ class LlamaCppBatchEngine:
 
         logits_NV = np.empty((len(rows), self.vocab_size), np.float32)
         for index, row in enumerate(rows):
-            pointer = self._c.llama_get_logits_ith(self._context, row)
+            pointer = self.c.llama_get_logits_ith(self._context, row)
             logits_NV[index] = np.ctypeslib.as_array(pointer, shape=(self.vocab_size,))
         return logits_NV
 
@@ -143,8 +144,8 @@ class LlamaCppBatchEngine:
         """Remove what a failed step left in the cache."""
         for item in work:
             kept = self._lengths[item.slot]
-            if not self._c.llama_memory_seq_rm(self._memory, item.slot, kept, -1):
-                self._c.llama_memory_seq_rm(self._memory, item.slot, -1, -1)
+            if not self.c.llama_memory_seq_rm(self._memory, item.slot, kept, -1):
+                self.c.llama_memory_seq_rm(self._memory, item.slot, -1, -1)
                 self._lengths[item.slot] = 0
 
     def _what_failed(self, status: int, work: Sequence[Work]) -> str:
@@ -157,10 +158,11 @@ class LlamaCppBatchEngine:
         return f"llama.cpp failed to decode {n_tokens} tokens (status {status})"
 
 
-class _Batch:
+class Batch:
     """A llama_batch over numpy arrays; every token belongs to one sequence."""
 
     def __init__(self, c: Any, room: int) -> None:
+        """Make room for ``room`` tokens."""
         import numpy as np
 
         self._ids_T = np.zeros(room, np.int32)

@@ -146,6 +146,7 @@ def create_app(engine: EngineProcess, options: ServeOptions) -> "FastAPI":
     _require_fastapi()
     from fastapi import FastAPI
 
+    from edgekd.runtime.embedding_routes import embedding_routes
     from edgekd.runtime.error_handlers import add_error_handlers
     from edgekd.runtime.http_guard import Guard, host_name
     from edgekd.runtime.native_routes import native_routes
@@ -165,6 +166,7 @@ def create_app(engine: EngineProcess, options: ServeOptions) -> "FastAPI":
     app.include_router(page_routes())
     app.include_router(status_routes(texts))
     app.include_router(openai_routes(served))
+    app.include_router(embedding_routes(served))
     app.include_router(native_routes(served))
     is_local = _is_loopback(options.host)
     hosts = LOOPBACK_HOSTS | {host_name(options.host)} if is_local else None

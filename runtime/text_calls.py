@@ -6,16 +6,19 @@ and the client's text; the server's process runs neither.
 
 from base64 import b64encode
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import EdgekdError, EngineError, ModelError
 from edgekd.runtime.batch_loading import BatchModel
 from edgekd.runtime.chat_prompt import encode_chat
 from edgekd.runtime.rendering import Renderer
 
+if TYPE_CHECKING:
+    from edgekd.runtime.llamacpp_embedder import LlamaCppEmbedder
+
 Json = dict[str, Any]
 
-LANES = {"chat": "render", "render": "render"}
+LANES = {"chat": "render", "render": "render", "embed": "embed"}
 """What may take long has a thread of its own, so that nothing else waits for it."""
 
 
@@ -26,12 +29,14 @@ class TextCalls:
         """Answer for ``model``; its engine is not touched."""
         self._model = model
         self._renderer = Renderer(model.chat_template) if model.chat_template else None
+        self._embedder: LlamaCppEmbedder | None = None
         self._functions: dict[str, Callable[..., Any]] = {
             "encode": self._encode,
             "render": self._render,
             "chat": self._chat,
             "vocabulary": self._vocabulary,
             "describe": self._describe,
+            "embed": self._embed,
         }
 
     def answer(self, asked: Json) -> Json:
@@ -66,6 +71,21 @@ class TextCalls:
         """Return prompt and ids of a chat whose reply begins with ``opening``."""
         prompt = self._render(messages, tools, variables) + opening
         return {"prompt": prompt, "ids": encode_chat(self._model.tokenizer, prompt)}
+
+    def _embed(self, ids: list[int]) -> str:
+        """Return the embedding of a text: base64 of little-endian float32."""
+        if self._embedder is None:
+            from edgekd.runtime.llamacpp_batch import LlamaCppBatchEngine
+            from edgekd.runtime.llamacpp_embedder import LlamaCppEmbedder
+
+            engine = self._model.engine
+            if not isinstance(engine, LlamaCppBatchEngine):
+                raise ModelError(
+                    f"this model gives no embeddings: on {engine.name}, only its logits come out; "
+                    "serve it as GGUF"
+                )
+            self._embedder = LlamaCppEmbedder(engine)
+        return b64encode(self._embedder.embed(ids).astype("<f4").tobytes()).decode()
 
     def _vocabulary(self) -> Json:
         """Return every token's bytes, special names included, and which tokens are special."""
