@@ -106,7 +106,7 @@ def main() -> None:
         answered = ours(model, arguments.model, read_questions(file))
         log_p, summary = theirs(model, arguments.model, file)
     graded = grade(answered)
-    result = {
+    result: dict[str, Any] = {
         "model_sha256": open_checkpoint(arguments.model).weights_sha256(),
         "questions_sha256": sha256_of(arguments.questions),
         "n_questions": len(answered),

@@ -29,7 +29,7 @@ from decoding import N_DECODE, edgekd_turn, genai_turn, in_turn, measure_decodin
 from record import record
 
 from edgekd.export.checkpoint import open_checkpoint
-from edgekd.runtime.bench_worker import prompt_ids
+from edgekd.runtime.bench_worker import text_ids
 from edgekd.runtime.stats import summarise
 from edgekd.runtime.tokenizer import FileTokenizer
 
@@ -100,7 +100,7 @@ def _weights(result: Path) -> list[Path]:
 
 def measure_onnx_decoding(model: Path, folder: Path, rounds: int) -> dict[str, Any]:
     """Return tokens per second of our folder and of the builder's, in turns."""
-    ids = prompt_ids(FileTokenizer(model), N_PROMPT)
+    ids = text_ids(FileTokenizer(model), N_PROMPT)
     turns = {
         f"{OURS} in genai": genai_turn(folder / OURS, ids),
         f"{BUILDER} in genai": genai_turn(folder / BUILDER, ids),
@@ -111,7 +111,7 @@ def measure_onnx_decoding(model: Path, folder: Path, rounds: int) -> dict[str, A
 
 def measure_gguf_decoding(model: Path, folder: Path, rounds: int) -> dict[str, Any]:
     """Return tokens per second of our file and of llama.cpp's, in turns."""
-    ids = prompt_ids(FileTokenizer(model), N_PROMPT)
+    ids = text_ids(FileTokenizer(model), N_PROMPT)
     turns = {name: edgekd_turn(folder / name, ids) for name in (OURS, LLAMA_CPP)}
     return measure_decoding(turns, LLAMA_CPP, rounds)
 

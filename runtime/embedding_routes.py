@@ -31,8 +31,8 @@ class EmbeddingsRequest(AskedBody):
         if isinstance(self.input, str):
             return [self.input]
         if isinstance(self.input[0], int):
-            return [self.input]  # type: ignore[list-item]
-        return list(self.input)  # type: ignore[arg-type]
+            return [self.input]
+        return list(self.input)
 
 
 def embedding_routes(served: Served) -> APIRouter:

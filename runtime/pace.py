@@ -1,14 +1,15 @@
 """How many prompt tokens a step may take beside running texts, so that nobody's stream stalls.
 
-A bucket of seconds, learnt from the durations seen. Texts fill it while they run: 0.4 s a
-second, times the prompts that wait for each text. Prompts empty it. So short prompts begin at
-once, a long one slows the texts to 1.4 times at most on average, and either in every step a
-little or, where a step is too short for that, in few of them: a text sees one longer gap in 30.
+A bucket of seconds, learnt from the durations seen. Texts fill it while they run, 0.4 s a
+second; prompts empty it. So short prompts begin at once, even several of them: a slot that waits
+is lost to everybody, since a step costs little more for one text more. A long prompt slows the
+texts to 1.4 times at most on average, and either in every step a little or, where a step is too
+short for that, in few of them: a text sees one longer gap in 30.
 """
 
 EXTRA = 0.4
-"""Seconds for prompts to each second of texts, for one prompt beside one text."""
-BURST_S = 0.1  # an idle bucket; a gap that nobody reading along notices
+"""Seconds for prompts to each second of texts."""
+BURST_S = 0.3  # an idle bucket; a gap that hardly anybody reading along notices
 SPACING = 30  # steps between two parts of a prompt: 3 %, well below the p95 of the gaps
 LONGEST_GAP_S = 0.2  # a part of a prompt is not saved up for longer
 MIN_CHUNK_TOKENS = 8  # fewer waste a pass over the weights
@@ -36,7 +37,7 @@ class Pace:
         if self._texts_s is None or self._prompt_token_s is None:
             return min(FIRST_CHUNK_TOKENS, most)
         affordable = round(self._bucket_s / self._prompt_token_s)
-        smooth = round(self._extra * self._texts_s * n_prompts / n_texts / self._prompt_token_s)
+        smooth = round(self._extra * self._texts_s / self._prompt_token_s)
         if affordable >= most:
             return most
         if smooth >= MIN_CHUNK_TOKENS:
@@ -58,8 +59,7 @@ class Pace:
         else:
             self._texts_s = _mean(self._texts_s, duration_s)
         if n_texts:
-            earned_s = self._extra * texts_s * max(n_prompts, 1) / n_texts
-            self._bucket_s = min(self._bucket_s + earned_s, max(BURST_S, LONGEST_GAP_S))
+            self._bucket_s = min(self._bucket_s + self._extra * texts_s, BURST_S)
 
 
 def _mean(before: float | None, new: float) -> float:

@@ -68,7 +68,12 @@ class Renderer:
         """Return what the process says next; it is killed if it says nothing in time."""
         assert process.stdout
         late = threading.Event()
-        timer = threading.Timer(limit_s, lambda: (late.set(), process.kill()))
+
+        def stop() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(limit_s, stop)
         timer.start()
         try:
             if asked is not None:

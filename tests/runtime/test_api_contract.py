@@ -35,7 +35,7 @@ def document() -> Any:
 schema = document()
 
 
-@schema.parametrize()
+@schema.parametrize()  # type: ignore[untyped-decorator]
 @settings(
     max_examples=N_EXAMPLES,
     derandomize=True,

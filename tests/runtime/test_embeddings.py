@@ -21,7 +21,7 @@ def server(float_gguf: Path) -> Iterator[Serving]:
         yield found
 
 
-def expected(folder: Path, ids: list[int]) -> np.ndarray:  # type: ignore[type-arg]
+def expected(folder: Path, ids: list[int]) -> np.ndarray:
     model = LlamaModel.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
         mean_H = model(torch.tensor([ids])).last_hidden_state[0].mean(0).double()

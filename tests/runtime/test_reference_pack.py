@@ -104,7 +104,7 @@ def test_the_bound_grows_with_what_is_kept_and_ends_at_the_kl(
         exact, packed = _both(teacher, student, top_k, tmp_path / "pack")
         assert packed.to_teacher and exact.to_teacher
         bounds.append(packed.to_teacher.kl_nats.value)
-    assert bounds == sorted(bounds)
+    assert bounds == sorted(bounds) and exact.to_teacher
     assert bounds[-1] == pytest.approx(exact.to_teacher.kl_nats.value, abs=1e-6)
     assert bounds[2] > bounds[0] + 0.01
 

@@ -87,7 +87,7 @@ def foreign_model(draw: random.Random, route: str) -> bytes:
 
 def wrong_prompt(draw: random.Random, route: str) -> bytes:
     name = "prompt" if "prompt" in BODIES[route] else "messages"
-    wrong = [None, 1, {}, [], [[]], [{}], [-1], [2**40], [["x", {}]], False, "\ud800"]
+    wrong: list[Any] = [None, 1, {}, [], [[]], [{}], [-1], [2**40], [["x", {}]], False, "\ud800"]
     return with_field(route, **{name: draw.choice(wrong)})
 
 

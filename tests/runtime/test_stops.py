@@ -18,6 +18,9 @@ class ByteTokenizer:
     ) -> list[int]:
         return list(text.encode())
 
+    n_ids = 256
+    first_id = None
+
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id])
 
