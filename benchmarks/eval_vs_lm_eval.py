@@ -105,12 +105,12 @@ def main() -> None:
         file.write_text("\n".join(lines) + "\n", "utf-8")
         answered = ours(model, arguments.model, read_questions(file))
         log_p, summary = theirs(model, arguments.model, file)
-    graded = grade(answered)
-    result: dict[str, Any] = {
+    graded, compared = grade(answered), compare(answered, log_p)
+    result = {
         "model_sha256": open_checkpoint(arguments.model).weights_sha256(),
         "questions_sha256": sha256_of(arguments.questions),
         "n_questions": len(answered),
-        "compared": compare(answered, log_p),
+        "compared": compared,
         "edgekd": {
             "acc": [graded.acc.value, graded.acc.standard_error],
             "acc_norm": [graded.acc_norm.value, graded.acc_norm.standard_error],
@@ -122,7 +122,7 @@ def main() -> None:
         "lm_eval_version": _version(),
     }
     record(result, arguments.out)
-    if result["compared"]["unequal_answers"] or result["compared"]["unequal_answers_norm"]:
+    if compared["unequal_answers"] or compared["unequal_answers_norm"]:
         sys.exit("answers differ")
 
 

@@ -114,7 +114,7 @@ class _Counting:
     def __init__(self, loaded: LoadedModel) -> None:
         self.n_tokens = 0
         self._forward = loaded.engine.forward
-        loaded.engine.forward = self.forward  # type: ignore[method-assign,assignment]
+        loaded.engine.forward = self.forward  # type: ignore[method-assign, assignment]
 
     def forward(self, ids: list[int], **options: bool) -> object:
         self.n_tokens += len(ids)
