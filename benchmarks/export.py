@@ -15,7 +15,6 @@ quality.
 """
 
 import argparse
-import gc
 import os
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from decoding import N_DECODE, edgekd_turn, genai_turn, in_turn, measure_decoding
 from record import record
 
 from edgekd.export.checkpoint import open_checkpoint
@@ -33,7 +33,7 @@ from edgekd.runtime.bench_worker import prompt_ids
 from edgekd.runtime.stats import summarise
 from edgekd.runtime.tokenizer import FileTokenizer
 
-N_PROMPT, N_DECODE, CONTEXT_TOKENS = 64, 64, 256
+N_PROMPT = 64
 OURS, OURS_UNVERIFIED = "edgekd", "edgekd, unverified"
 BUILDER, LLAMA_CPP = "genai builder", "llama.cpp"
 GGUF_QUANTS = ("q4_0", "q4_k_m")
@@ -114,72 +114,6 @@ def measure_gguf_decoding(model: Path, folder: Path, rounds: int) -> dict[str, A
     ids = prompt_ids(FileTokenizer(model), N_PROMPT)
     turns = {name: edgekd_turn(folder / name, ids) for name in (OURS, LLAMA_CPP)}
     return measure_decoding(turns, LLAMA_CPP, rounds)
-
-
-def measure_decoding(
-    turns: Mapping[str, Callable[[], float]], base: str, rounds: int
-) -> dict[str, Any]:
-    """Return tokens per second of every turn, and its ratio to those of ``base``."""
-    speeds: dict[str, list[float]] = {name: [] for name in turns}
-    gc.disable()
-    for number in range(-1, rounds):  # the first warms up
-        for name in in_turn(list(turns), number):
-            seconds = turns[name]()
-            if number >= 0:
-                speeds[name].append(N_DECODE / seconds)
-    return {
-        name: {
-            "tokens_per_s": asdict(summarise(found)),
-            f"ratio_to_{base}": asdict(
-                summarise([a / b for a, b in zip(found, speeds[base], strict=True)])
-            ),
-        }
-        for name, found in speeds.items()
-    }
-
-
-def genai_turn(folder: Path, ids: Sequence[int]) -> Callable[[], float]:
-    """Return a function that continues ``ids`` greedily and returns the seconds it decoded."""
-    import onnxruntime_genai as og
-
-    model = og.Model(str(folder))
-
-    def turn() -> float:
-        params = og.GeneratorParams(model)
-        # A minimum, or an end token would cut the turn short.
-        lengths = {"max_length": CONTEXT_TOKENS, "min_length": CONTEXT_TOKENS}
-        params.set_search_options(do_sample=False, **lengths)
-        generator = og.Generator(model, params)
-        generator.append_tokens(list(ids))
-        generator.generate_next_token()  # comes from the prompt
-        start_s = time.perf_counter()
-        for _ in range(N_DECODE):
-            generator.generate_next_token()
-        return time.perf_counter() - start_s
-
-    return turn
-
-
-def edgekd_turn(folder: Path, ids: Sequence[int]) -> Callable[[], float]:
-    """Return the same function of our engine."""
-    from edgekd.runtime.loading import open_model
-
-    engine = open_model(folder, context_tokens=CONTEXT_TOKENS).engine
-
-    def turn() -> float:
-        engine.rewind()
-        token_id = int(engine.forward(ids).argmax())
-        start_s = time.perf_counter()
-        for _ in range(N_DECODE):
-            token_id = int(engine.forward([token_id]).argmax())
-        return time.perf_counter() - start_s
-
-    return turn
-
-
-def in_turn(names: list[str], number: int) -> list[str]:
-    """Return ``names``, every other time backwards, so that none is always first."""
-    return names if number % 2 == 0 else names[::-1]
 
 
 def write_only(model: Path, out: Path) -> None:
