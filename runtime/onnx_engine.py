@@ -93,7 +93,7 @@ def open_session(folder: Path, n_threads: int, provider: str = "CPUExecutionProv
     options = ort.SessionOptions()
     options.intra_op_num_threads = n_threads
     options.inter_op_num_threads = 1
-    # Waking threads for every operator costs a small model a third of its speed, so they spin;
+    # Waking threads for every operator slows a small model down, so they spin within a run;
     # but not from one run to the next, which would starve whatever else runs on the machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")
