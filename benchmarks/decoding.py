@@ -1,6 +1,7 @@
 """Decoding timed: files and engines in turns in one process, so a noisy minute hits all alike."""
 
 import gc
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -34,11 +35,15 @@ def measure_decoding(
     }
 
 
-def genai_turn(folder: Path, ids: Sequence[int]) -> Callable[[], float]:
+def genai_turn(folder: Path, ids: Sequence[int], threads: int | None = None) -> Callable[[], float]:
     """Return a function that continues ``ids`` greedily and returns the seconds it decoded."""
     import onnxruntime_genai as og
 
-    model = og.Model(str(folder))
+    config = og.Config(str(folder))
+    if threads is not None:
+        session = {"session_options": {"intra_op_num_threads": threads}}
+        config.overlay(json.dumps({"model": {"decoder": session}}))
+    model = og.Model(config)
 
     def turn() -> float:
         params = og.GeneratorParams(model)
@@ -56,11 +61,13 @@ def genai_turn(folder: Path, ids: Sequence[int]) -> Callable[[], float]:
     return turn
 
 
-def edgekd_turn(folder: Path, ids: Sequence[int]) -> Callable[[], float]:
+def edgekd_turn(
+    folder: Path, ids: Sequence[int], threads: int | None = None
+) -> Callable[[], float]:
     """Return the same function of our engine."""
     from edgekd.runtime.loading import open_model
 
-    engine = open_model(folder, context_tokens=CONTEXT_TOKENS).engine
+    engine = open_model(folder, context_tokens=CONTEXT_TOKENS, n_threads=threads).engine
 
     def turn() -> float:
         engine.rewind()

@@ -8,7 +8,6 @@ of neighbouring turns. "edgekd batch" is the engine of the server, with one text
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -39,17 +38,11 @@ def batch_turn(folder: Path, ids: Sequence[int], threads: int) -> Callable[[], f
     return turn
 
 
-def genai_threads(folder: Path) -> int | None:
-    """Return the threads that genai's config asks for; None leaves it to ONNX Runtime."""
-    config = json.loads((folder / "genai_config.json").read_text("utf-8"))
-    found: int | None = config["model"]["decoder"]["session_options"].get("intra_op_num_threads")
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--threads", type=int)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -57,12 +50,12 @@ def main() -> None:
     from edgekd.runtime.tokenizer import FileTokenizer
 
     folder = arguments.model
-    threads = genai_threads(folder) or default_threads()
+    threads = arguments.threads or default_threads()
     text = arguments.text.read_text("utf-8")[: 20 * N_PROMPT]
     ids = FileTokenizer(folder).encode(text)[:N_PROMPT]
     turns = {
-        GENAI: genai_turn(folder, ids),
-        ENGINE: edgekd_turn(folder, ids),
+        GENAI: genai_turn(folder, ids, threads),
+        ENGINE: edgekd_turn(folder, ids, threads),
         BATCH: batch_turn(folder, ids, threads),
     }
     decoding = measure_decoding(turns, GENAI, arguments.rounds)

@@ -15,6 +15,7 @@ import random
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,6 +30,7 @@ CLIENTS = (1, 2, 4, 8)
 N_TOKENS = 64
 PROMPT_CHARS = 300
 LONG_PROMPT_CHARS = 4500  # about 1,000 tokens of English
+N_BESIDE = 96  # a server that always prefers prompts makes a longer text last for minutes
 N_CANCELS = 20
 CTX = 2048
 
@@ -115,9 +117,9 @@ def new_samples() -> dict[str, list[float]]:
 
 async def beside_a_prompt(url: str, prompts: Prompts, ends: Sequence[int]) -> tuple[Heard, Heard]:
     """Return a text alone, and one while a second client sends prompts of 1,000 tokens."""
-    body = ask(prompts.next(PROMPT_CHARS), 256, ends)
+    body = ask(prompts.next(PROMPT_CHARS), N_BESIDE, ends)
     alone = await complete(url, body)
-    running = asyncio.create_task(complete(url, ask(prompts.next(PROMPT_CHARS), 256, ends)))
+    running = asyncio.create_task(complete(url, ask(prompts.next(PROMPT_CHARS), N_BESIDE, ends)))
     while not running.done():
         await complete(url, ask(prompts.next(LONG_PROMPT_CHARS), 1, ends))
     return alone, await running
@@ -201,8 +203,9 @@ def main() -> None:
     )
     servers = commands(arguments.model, arguments.llama_server, ports, arguments.threads)
     with ExitStack() as stack:
+        logs = stack.enter_context(tempfile.TemporaryDirectory())
         for (name, command), port in zip(servers, ports, strict=True):
-            log = Path(f"/tmp/serve-{port}.log")
+            log = Path(logs) / f"{port}.log"
             stack.enter_context(started(command, urls[name], log))
         loads = measure_loads(urls, prompts, ends, arguments.rounds)
         both = {name: urls[name] for name in (OURS, LLAMA_SERVER)}

@@ -32,7 +32,9 @@ class Terminal:
     say: Callable[[str], None]
     """Takes a reply in parts as they come, and a line feed after it."""
     note: Callable[[str], None]
-    """Takes one line about the conversation."""
+    """Takes one line about the conversation that need not be shown."""
+    warn: Callable[[str], None]
+    """Takes one line that must be: a failure, or what was asked for."""
 
 
 @dataclass
@@ -106,9 +108,9 @@ def _obey(talk: Conversation, text: str, terminal: Terminal) -> None:
         talk.system = rest.strip()
     elif command == "/help":
         for line in HELP.splitlines():
-            terminal.note(line)
+            terminal.warn(line)
     else:
-        terminal.note(f"there is no {command}; /help lists what there is")
+        terminal.warn(f"there is no {command}; /help lists what there is")
 
 
 def _exchange(talk: Conversation, text: str, terminal: Terminal) -> None:
@@ -122,9 +124,9 @@ def _exchange(talk: Conversation, text: str, terminal: Terminal) -> None:
         terminal.say("\n")
         terminal.note("stopped")
     except EdgekdError as error:
-        terminal.note(str(error))
+        terminal.warn(str(error))
     if isinstance(end, Failed):
-        terminal.note(f"{end.message} (/reset forgets what was said before)")
+        terminal.warn(f"{end.message} (/reset forgets what was said before)")
     if isinstance(end, Failed) or not reply:
         talk.turns.pop()
         return

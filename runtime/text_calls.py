@@ -4,6 +4,7 @@ They are answered there since llama.cpp's tokenizer is native code that reads th
 and the client's text; the server's process runs neither.
 """
 
+import traceback
 from base64 import b64encode
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,7 @@ class TextCalls:
         except EdgekdError as error:
             return {"call": number, "error": str(error), "kind": type(error).__name__}
         except Exception as error:  # one text that breaks a tokenizer must not end the thread
+            traceback.print_exc()  # a bug keeps its traceback, in the log of the server
             return {"call": number, "error": repr(error), "kind": EngineError.__name__}
 
     def _encode(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:

@@ -343,11 +343,14 @@ def chat(
         if not (as_json and quiet):
             print(text, end="", file=spoken, flush=True)
 
+    def warn(text: str) -> None:
+        print(f"[{text}]", file=sys.stderr)
+
     def note(text: str) -> None:
         if not quiet:
-            print(f"[{text}]", file=sys.stderr)
+            warn(text)
 
-    terminal = Terminal(lambda prompt: ask_line("" if quiet else prompt, spoken), say, note)
+    terminal = Terminal(lambda prompt: ask_line("" if quiet else prompt, spoken), say, note, warn)
     with EngineProcess(settings) as engine:
         messages = chat_with(engine, params, terminal, system)
     if as_json:

@@ -2,7 +2,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from edgekd.cli import app
 from edgekd.runtime.batch_engine import EngineOptions
 from edgekd.runtime.chat import Terminal, chat, read_message
 from edgekd.runtime.chat_template import Message
@@ -40,7 +42,7 @@ def talk(
     """Return the conversation, what was said and what was noted."""
     said: list[str] = []
     noted: list[str] = []
-    terminal = Terminal(asking(*lines), said.append, noted.append)
+    terminal = Terminal(asking(*lines), said.append, noted.append, noted.append)
     messages = chat(engine, params, terminal, system)
     return messages, "".join(said), "\n".join(noted)
 
@@ -120,7 +122,17 @@ def test_ctrl_c_stops_a_reply_and_not_the_chat(engine: EngineProcess) -> None:
             raise KeyboardInterrupt  # as where the signal comes while a part is printed
 
     long = SamplingParams(max_tokens=90)
-    messages = chat(engine, long, Terminal(asking("dogs bark", "hi"), say, noted.append))
+    messages = chat(
+        engine, long, Terminal(asking("dogs bark", "hi"), say, noted.append, noted.append)
+    )
     assert noted[0] == "stopped"
     assert messages[1]["content"] == "".join(said[:3]) and said[3] == "\n"
     assert len(messages) == 4 and engine.n_requests == 0
+
+
+def test_a_quiet_chat_still_says_what_failed(tiny_gguf: Path) -> None:
+    found = CliRunner().invoke(
+        app, ["chat", str(tiny_gguf), "--ctx", "64", "--quiet"], input="fox " * 200 + "\n"
+    )
+    assert found.exit_code == 0
+    assert "the context holds 64" in found.stderr and "tokens/s" not in found.stderr
