@@ -262,15 +262,16 @@ def _open(place: tuple[str, int], head: bytes) -> socket.socket:
 
 
 def _answer(connection: socket.socket) -> bytes:
-    """Return what a connection was told until it was closed; a reset tells nothing."""
-    with closing(connection):
+    """Return what a connection was told until it was closed, or reset since more was sent."""
+    told = b""
+    with closing(connection), suppress(ConnectionResetError):
         connection.settimeout(5)
         try:
-            return b"".join(iter(lambda: connection.recv(4096), b""))
-        except ConnectionResetError:
-            return b""
+            while part := connection.recv(4096):
+                told += part
         except TimeoutError:
-            return b"still open"
+            return b"still open after " + told
+    return told
 
 
 def _wait(is_true: Callable[[], bool], limit_s: float) -> None:

@@ -44,7 +44,7 @@ HANG_S = 300.0
 MAX_PAUSE_S = 30.0
 MAX_CALLS = 64
 """Texts that may wait for the tokenizer."""
-_LONG_LIFE_S = 30.0  # a child that lived so long, or made text, is replaced at once
+_PROVEN_S = 1.0  # a child that was ready for so long, or made text, is replaced at once
 
 _log = logging.getLogger("edgekd.engine")
 
@@ -80,6 +80,7 @@ class EngineProcess:
         self._fatal: EdgekdError | None = None
         self._child: Child | None = None
         self._is_proven = False  # the child has made text
+        self._ready_since_s: float | None = None
         self._supervisor = threading.Thread(target=self._supervise, name="edgekd-engine")
         self._supervisor.start()
 
@@ -234,20 +235,22 @@ class EngineProcess:
         """Keep a child running until closed."""
         n_early_deaths = 0
         while True:
-            started_s = time.monotonic()
             with self._lock:
                 if self.state == "stopped":
                     return
                 self._child = child = Child(self._settings)
-                self._is_proven = False
+                self._is_proven, self._ready_since_s = False, None
             self._follow(child)
+            n_early_deaths = 0 if self._could_live() else n_early_deaths + 1
             cause = child.clean_up()
-            lived_s = time.monotonic() - started_s
-            is_proven = self._is_proven or lived_s > _LONG_LIFE_S
-            n_early_deaths = 0 if is_proven else n_early_deaths + 1
             if not self._bury(cause):
                 return
             self._pause(0 if n_early_deaths < 2 else 2.0 ** (n_early_deaths - 2))
+
+    def _could_live(self) -> bool:
+        """Return whether the child that ended had worked, so that the next one will too."""
+        since_s = self._ready_since_s
+        return self._is_proven or (since_s is not None and time.monotonic() - since_s > _PROVEN_S)
 
     def _follow(self, child: Child) -> None:
         """Pass on what ``child`` says until it ends or is taken for hung."""
@@ -268,6 +271,7 @@ class EngineProcess:
         elif "ready" in message:
             with self._changed:
                 self.info = EngineInfo(**message["ready"])
+                self._ready_since_s = time.monotonic()
                 if self.state != "stopped":
                     self.state = "ready"
                 self._fatal = None

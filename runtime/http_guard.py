@@ -39,7 +39,10 @@ class Guard:
             async with asyncio.timeout(self.body_s):
                 body = await _read_body(headers, receive)
         except TimeoutError:
-            late = ApiError(408, f"the body took over {self.body_s:.0f} s", code="body_too_slow")
+            message = f"the body took over {self.body_s:.0f} s"
+            # Else uvicorn reads on for as long as the client sends.
+            close = {"Connection": "close"}
+            late = ApiError(408, message, code="body_too_slow", headers=close)
             return await error_response(late)(scope, receive, send)
         except ApiError as error:
             return await error_response(error)(scope, receive, send)

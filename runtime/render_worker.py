@@ -28,13 +28,28 @@ def main() -> int:
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     template = ChatTemplate(**json.loads(sys.stdin.buffer.readline()))
+    import jinja2.sandbox  # noqa: F401  # slow on a small device, and no fault of the template
+
     _bound_memory()
-    _write(out, {"ready": True})
+    _write(out, {"started": True})
+    _end_in(MAX_S)
+    _write(out, _compile(template))
+    _end_in(0)
     for line in sys.stdin.buffer:
         _end_in(MAX_S)
         _write(out, _answer(template, json.loads(line)))
         _end_in(0)
     return 0
+
+
+def _compile(template: ChatTemplate) -> dict[str, Any]:
+    try:
+        template.compiled  # noqa: B018  # constants are computed here, for ever if they like
+    except ModelError as error:
+        return {"error": str(error)}
+    except Exception as error:
+        return {"error": f"the chat template cannot be compiled: {error!r}"[:500]}
+    return {"ready": True}
 
 
 def _answer(template: ChatTemplate, asked: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Chat templates rendered in a process of their own, within a time limit."""
+"""Chat templates compiled and rendered in a process of their own, within a time limit."""
 
 import json
 import subprocess
@@ -27,23 +27,39 @@ class Renderer:
         self._limit_s = limit_s
         self._process: subprocess.Popen[bytes] | None = self._start()
         self._is_ready = False
+        self._fault: ModelError | None = None  # of the template itself: no chat will ever do
 
     def render(self, messages: list[Json], tools: list[Json], variables: Json) -> str:
         """Return the prompt text for ``messages``; see ChatTemplate.render.
 
         Raises:
-            ModelError: the template refuses these messages, or takes too long over them.
+            ModelError: the template cannot be compiled, refuses these messages, or takes too
+                long over them.
         """
+        if self._fault:
+            raise self._fault
         if self._process is None:
             self._process, self._is_ready = self._start(), False
         if not self._is_ready:
             self._read(self._process, START_S)
+            self._await_compiled(self._process)
             self._is_ready = True
         asked = {"messages": messages, "tools": tools, "variables": variables}
         found = self._read(self._process, self._limit_s, asked)
         if "error" in found:
             raise ModelError(found["error"])
         return str(found["text"])
+
+    def _await_compiled(self, process: "subprocess.Popen[bytes]") -> None:
+        """Return once the template is compiled; one that cannot be is not tried again."""
+        try:
+            found = self._read(process, self._limit_s)
+            if "error" in found:
+                raise ModelError(found["error"])
+        except ModelError as error:
+            self._fault = error
+            self.close()
+            raise
 
     def close(self) -> None:
         """End the process."""
@@ -86,9 +102,11 @@ class Renderer:
             return found
         self.close()
         why = f"took over {limit_s:g} s" if late.is_set() else "ended its process"
+        if self._is_ready:
+            why += " with these messages"
         raise ModelError(
-            f"the chat template {why} with these messages and was stopped; send a simpler chat, "
-            "or serve a model with another template"
+            f"the chat template {why} and was stopped; send a simpler chat, or serve a model with "
+            "another template"
         )
 
 

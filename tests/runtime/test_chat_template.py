@@ -35,4 +35,6 @@ def test_an_oversized_or_broken_template_is_refused() -> None:
     with pytest.raises(ModelError, match="are allowed"):
         ChatTemplate("x" * 100_000, {})
     with pytest.raises(ModelError, match="malformed"):
-        ChatTemplate("{% if %}", {})
+        ChatTemplate("{% if %}", {}).render(MESSAGES)
+    with pytest.raises(ModelError, match="malformed"):
+        ChatTemplate("{{ " + "(" * 9999 + " }}", {}).render(MESSAGES)

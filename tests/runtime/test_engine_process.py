@@ -3,7 +3,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import count
 from pathlib import Path
 
@@ -121,6 +121,33 @@ def test_killed_under_load_it_comes_back_and_no_stream_has_foreign_text(
         assert isinstance(end, Failed) or len(tokens) == 120
     assert any(isinstance(end, Finished) for _, _, end in outcomes)
     assert max(recoveries_s) < 15
+
+
+def test_an_idle_engine_that_was_ready_is_replaced_at_once_each_time(float_gguf: Path) -> None:
+    with EngineProcess(settings(float_gguf)) as engine:
+        for number in range(4):
+            time.sleep(1.1)
+            pid = engine.pid
+            assert pid
+            os.kill(pid, signal.SIGKILL)
+            killed_s = time.monotonic()
+            while engine.restarts == number:
+                time.sleep(0.002)
+            while engine.pid is None:
+                time.sleep(0.002)
+            assert time.monotonic() - killed_s < 0.5
+
+
+def test_an_engine_that_never_gets_ready_is_no_busy_loop(float_gguf: Path) -> None:
+    with closing(EngineProcess(settings(float_gguf))) as engine:
+        begun_s = time.monotonic()
+        while time.monotonic() - begun_s < 2.5:  # at once, after 1 s, after 2 s
+            pid = engine.pid
+            if pid and engine.state != "ready":
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.005)
+        assert 2 <= engine.restarts <= 3
 
 
 def test_a_full_queue_is_refused_at_once(float_gguf: Path) -> None:

@@ -38,6 +38,34 @@ def test_a_template_without_end_is_stopped_and_the_next_chat_is_rendered(source:
         assert render(renderer, "hi") == "hi"
 
 
+def test_a_template_whose_constants_never_end_is_stopped_and_not_tried_again() -> None:
+    with closing(Renderer(ChatTemplate("{{ 9 ** (9 ** 9) }}", {}), limit_s=1)) as renderer:
+        with pytest.raises(ModelError, match="took over 1 s and was stopped"):
+            render(renderer, "hi")
+        begun_s = time.monotonic()
+        with pytest.raises(ModelError, match="took over 1 s and was stopped"):
+            render(renderer, "hi")
+        assert time.monotonic() - begun_s < 0.5
+
+
+def test_a_broken_template_is_told_with_every_chat() -> None:
+    with closing(Renderer(ChatTemplate("{% if %}", {}))) as renderer:
+        for _ in range(2):
+            with pytest.raises(ModelError, match="malformed"):
+                render(renderer, "hi")
+
+
+def test_a_model_whose_template_never_compiles_is_served_without_chats(
+    float_onnx: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(float_onnx, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text("{{ 9 ** (9 ** 9) }}")
+    with serving(tmp_path / "model") as server:
+        assert server.post(TEXT, CONTINUE).status_code == 200
+        assert "took over" in refused(server.post(CHAT, HELLO), 422, "model_cannot")
+        assert server.engine.restarts == 0
+
+
 def test_what_a_template_does_wrong_is_told_and_harms_nothing() -> None:
     source = (
         "{% set m = messages[0].content %}"

@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from edgekd.runtime.http_guard import Guard
+from edgekd.runtime.http_timeouts import TimedH11
 from edgekd.runtime.server import ServeOptions
 from tests.runtime.serving import CONTINUE, LONG, TEXT, Json, Serving, refused, serving
 
@@ -180,6 +181,53 @@ def test_slow_bodies_get_a_408_and_delay_nobody(
                 each.settimeout(5)
                 answer = b"".join(iter(lambda: each.recv(10_000), b""))  # noqa: B023
                 assert answer.startswith(b"HTTP/1.1 408") and b"body_too_slow" in answer
+
+
+def told_while_sending(server: Serving, head: bytes, limit_s: float) -> bytes:
+    """Return what a client is told that sends a body's bytes until it is cut off."""
+    address = urlsplit(server.url)
+    told = bytearray()
+    with socket.create_connection((address.hostname or "", address.port or 0)) as connection:
+        connection.settimeout(0.1)
+        connection.sendall(head + b"Host: localhost\r\nContent-Length: 999\r\n\r\n")
+        begun_s = time.monotonic()
+        while time.monotonic() - begun_s < limit_s:
+            try:
+                connection.sendall(b" ")
+                part = connection.recv(10_000)
+            except TimeoutError:
+                continue
+            except (ConnectionResetError, BrokenPipeError):
+                return bytes(told)
+            if not part:
+                return bytes(told)
+            told += part
+    raise AssertionError(f"still open {limit_s} s after {bytes(told)!r}")
+
+
+def test_a_client_that_sends_on_after_its_408_is_cut_off(
+    float_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Guard, "body_s", 0.5)
+    with serving(float_gguf) as server:
+        answer = told_while_sending(server, b"POST /v1/completions HTTP/1.1\r\n", 3)
+    assert answer.startswith(b"HTTP/1.1 408") and b"body_too_slow" in answer
+    assert b"connection: close" in answer.lower()
+
+
+def test_a_client_that_sends_on_after_its_refusal_is_cut_off(
+    float_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TimedH11, "rest_s", 0.5)
+    options = ServeOptions(alias="tiny", api_key="secret")
+    with serving(float_gguf, options) as server:
+        answer = told_while_sending(server, b"POST /v1/completions HTTP/1.1\r\n", 3)
+        assert answer.startswith(b"HTTP/1.1 401")
+        # Who ends the body in time goes on with the same connection.
+        with httpx.Client(headers={"Authorization": "Bearer secret"}) as client:
+            assert client.get(server.url + "/health").status_code == 200
+            time.sleep(0.7)
+            assert client.get(server.url + "/health").status_code == 200
 
 
 def test_until_the_model_is_ready_the_answer_is_503(float_gguf: Path) -> None:
