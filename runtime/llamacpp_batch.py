@@ -135,9 +135,10 @@ class LlamaCppBatchEngine:
         import numpy as np
 
         logits_NV = np.empty((len(rows), self.vocab_size), np.float32)
-        for index, row in enumerate(rows):
+        for logits_V, row in zip(logits_NV, rows, strict=True):
+            # Not np.ctypeslib.as_array: of a pointer it takes 40 us, for each text of a step.
             pointer = self.c.llama_get_logits_ith(self._context, row)
-            logits_NV[index] = np.ctypeslib.as_array(pointer, shape=(self.vocab_size,))
+            ctypes.memmove(logits_V.ctypes.data, pointer, logits_V.nbytes)
         return logits_NV
 
     def _drop_half_done(self, work: Sequence[Work]) -> None:

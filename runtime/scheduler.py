@@ -219,6 +219,7 @@ class Scheduler:
             waiting.n_cached = waiting.n_computed = claim.n_cached
             self._counters.cached_tokens += claim.n_cached
             n_prompt, waited_s = len(request.prompt_ids), now_s - waiting.submitted_s
+            self._pace.admit(n_prompt - claim.n_cached)
             events.append(Started(request.id, claim.slot, n_prompt, claim.n_cached, waited_s))
         return events
 
@@ -228,7 +229,7 @@ class Scheduler:
         prompts = [each for each in self._running if each.is_prompt]
         planned = [(each, Work(each.slot, [each.next_id])) for each in texts]
         n_wanted = sum(len(each.request.prompt_ids) - each.n_computed for each in prompts)
-        budget = self._pace.prompt_tokens(len(texts), len(prompts), n_wanted)
+        budget = self._pace.prompt_tokens(len(texts), n_wanted)
         n_rows_left = self._engine.max_outputs - len(texts)
         for each in prompts:
             if budget <= 0 or n_rows_left <= 0:
@@ -243,8 +244,7 @@ class Scheduler:
         """Count what the engine did."""
         n_prompt = sum(len(work.ids) for running, work in planned if running.is_prompt)
         n_texts = sum(not running.is_prompt for running, _ in planned)
-        n_prompts = sum(running.is_prompt for running in self._running)
-        self._pace.note(n_texts, n_prompts, n_prompt, duration_s)
+        self._pace.note(n_texts, n_prompt, duration_s)
         self._counters.steps += 1
         self._counters.busy_s += duration_s
         self._counters.prompt_tokens += n_prompt

@@ -7,6 +7,7 @@ by an error or because the client has gone, cancels what is left of it.
 import asyncio
 import uuid
 from base64 import b64decode
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -51,6 +52,7 @@ class Texts:
         self.engine = engine
         self.metrics = metrics
         self.timeout_s = timeout_s
+        self.mail = _Mail()
         self._facts: dict[str, Any] = {}
 
     @property
@@ -159,8 +161,7 @@ class Run:
 
         def deliver(event: Event) -> None:
             track(event)
-            with suppress(RuntimeError):  # the server was stopped, and its event loop with it
-                loop.call_soon_threadsafe(self._arrived.put_nowait, event)
+            self.texts.mail.post(loop, self._arrived, event)
 
         self.texts.engine.submit(request, deliver)
         self.open[request.id] = index
@@ -198,6 +199,34 @@ class Run:
         if isinstance(event, Failed):
             raise failure(event)
         return index, event
+
+
+class _Mail:
+    """Events on their way from the engine's thread to the event loop.
+
+    The loop is woken once for all that a step of the engine brings, not for each event: the
+    server shares its cores with the engine.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[asyncio.Queue[Event], Event]] = deque()
+        self._is_loop_called = False
+
+    def post(
+        self, loop: asyncio.AbstractEventLoop, target: asyncio.Queue[Event], event: Event
+    ) -> None:
+        """Put ``event`` into ``target`` soon, on the thread of ``loop``."""
+        self._waiting.append((target, event))
+        if not self._is_loop_called:
+            self._is_loop_called = True
+            with suppress(RuntimeError):  # the server was stopped, and its event loop with it
+                loop.call_soon_threadsafe(self._hand_out)
+
+    def _hand_out(self) -> None:
+        self._is_loop_called = False  # first: what is posted from now on may come too late
+        while self._waiting:
+            target, event = self._waiting.popleft()
+            target.put_nowait(event)
 
 
 def new_id() -> str:
