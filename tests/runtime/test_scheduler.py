@@ -417,7 +417,7 @@ def test_short_prompts_begin_at_once_however_many_come() -> None:
         pace.admit(60)
     assert pace.prompt_tokens(1, 7 * 60) == 7 * 60
     pace.note(1, 7 * 60, 0.040 + 7 * 0.060)
-    assert pace.prompt_tokens(8, 60) == 0, "one that nobody admitted waits for the bucket"
+    assert pace.prompt_tokens(8, 60) <= 22  # half of 40 ms: what the bucket earned since
 
 
 def test_a_long_prompt_takes_no_more_at_once_than_a_short_one() -> None:
