@@ -94,9 +94,13 @@ class OnnxBatchEngine:
     def _run(self, run: Run) -> "dict[int, Logits]":
         """Return the logits of every slot in ``run``."""
         binding = self._binding(run.first, run.last)
-        n_kept = max(run.n_tokens - len(item.ids) + item.n_outputs for item in run.items)
+        n_kept = run.n_tokens
+        if "logits_to_keep" in self._inputs:
+            most = max(run.n_tokens - len(item.ids) + item.n_outputs for item in run.items)
+            n_kept = max(most, 1)  # the graph takes 0 for all
+        shape = (run.last - run.first + 1, n_kept, self.vocab_size)
         try:
-            logits_RNV = binding.run(self._arrays(run, n_kept))
+            logits_RNV = binding.run(self._arrays(run, n_kept), shape)
         except Exception as error:  # the library raises a family without a common base
             reason = str(error).strip().splitlines()[0]
             n_tokens = sum(len(item.ids) for item in run.items)
