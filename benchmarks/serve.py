@@ -30,7 +30,7 @@ CLIENTS = (1, 2, 4, 8)
 N_TOKENS = 64
 PROMPT_CHARS = 300
 LONG_PROMPT_CHARS = 4500  # about 1,000 tokens of English
-N_BESIDE = 96  # a server that always prefers prompts makes a longer text last for minutes
+N_BESIDE, BESIDE_S = 96, 20.0  # a server that prefers prompts makes a text last for minutes
 N_CANCELS = 20
 CTX = 2048
 
@@ -119,7 +119,8 @@ async def beside_a_prompt(url: str, prompts: Prompts, ends: Sequence[int]) -> tu
     """Return a text alone, and one while a second client sends prompts of 1,000 tokens."""
     body = ask(prompts.next(PROMPT_CHARS), N_BESIDE, ends)
     alone = await complete(url, body)
-    running = asyncio.create_task(complete(url, ask(prompts.next(PROMPT_CHARS), N_BESIDE, ends)))
+    beside = ask(prompts.next(PROMPT_CHARS), N_BESIDE, ends)
+    running = asyncio.create_task(complete(url, beside, at_most_s=BESIDE_S))
     while not running.done():
         await complete(url, ask(prompts.next(LONG_PROMPT_CHARS), 1, ends))
     return alone, await running

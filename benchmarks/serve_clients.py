@@ -32,8 +32,10 @@ class Heard:
         return [b - a for a, b in zip(self.parts_s, self.parts_s[1:], strict=False)]
 
 
-async def complete(url: str, body: dict[str, Any], stop_after: int | None = None) -> Heard:
-    """Stream one completion to its end, or hang up after so many parts."""
+async def complete(
+    url: str, body: dict[str, Any], stop_after: int | None = None, at_most_s: float | None = None
+) -> Heard:
+    """Stream one completion to its end, or hang up after so many parts or seconds."""
     heard = Heard(time.perf_counter())
     reader, writer = await _send(url, "/v1/completions", body | {"stream": True})
     try:
@@ -45,6 +47,8 @@ async def complete(url: str, body: dict[str, Any], stop_after: int | None = None
             if part.get("usage"):
                 heard.n_tokens = part["usage"]["completion_tokens"]
             if stop_after is not None and len(heard.parts_s) >= stop_after:
+                break
+            if at_most_s is not None and time.perf_counter() - heard.begun_s > at_most_s:
                 break
     finally:
         writer.close()

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from edgekd.errors import EdgekdError, MissingExtraError, QueueFullError
@@ -90,7 +90,8 @@ class _Worker:
         if not events and now_s - self._sent_s < HEARTBEAT_S:
             return
         self._sent_s = now_s
-        snapshot = asdict(self._scheduler.snapshot())
+        found = self._scheduler.snapshot()
+        snapshot = vars(found) | {"counters": vars(found.counters)}  # asdict takes 100 us
         self._out.write({"events": events_to_json(events), "snapshot": snapshot})
 
     def _compile(self, grammar: Grammar) -> Matcher:
