@@ -106,7 +106,10 @@ class BatchEngine(Protocol):
         """Return how many tokens ``slot`` holds."""
 
     def step(self, work: Sequence[Work]) -> "list[Logits]":
-        """Append the tokens; return each item's logits [N, V], in the order of ``work``."""
+        """Append the tokens; return each item's logits [N, V], in the order of ``work``.
+
+        They are valid until the next step, which may write over them.
+        """
 
     def forget(self, slot: int, position: int = 0) -> int:
         """Drop every token from ``position`` on; return how many are left.

@@ -87,11 +87,25 @@ class Slots:
         return max(soon, default=0) - n_shared_now >= WAIT_TOKENS
 
     def _choose(self, free: list[int], shared: list[int]) -> int:
-        """Return the free slot of which most is used; where that is little, the oldest one."""
+        """Return the free slot of which most is used; where that is little, a cheap one.
+
+        Beside busy slots, since engines do neighbours in one pass; then an empty one; then the
+        oldest.
+        """
         best = max(free, key=lambda slot: shared[slot])
         if shared[best] and shared[best] >= KEEP_SHARE * len(self._tokens[best]):
             return best
-        return min(free, key=lambda slot: (bool(self._tokens[slot]), self._last_used[slot]))
+        return min(
+            free,
+            key=lambda slot: (
+                not self._is_beside_busy(slot),
+                bool(self._tokens[slot]),
+                self._last_used[slot],
+            ),
+        )
+
+    def _is_beside_busy(self, slot: int) -> bool:
+        return slot - 1 in self._promised or slot + 1 in self._promised
 
     def _prepare(self, source: int, target: int, n_tokens: int) -> int:
         """Make ``target`` hold the first ``n_tokens`` of ``source`` only; return how many."""

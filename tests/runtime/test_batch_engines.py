@@ -48,7 +48,7 @@ def alone(engine: BatchEngine, ids: list[int]) -> Logits:
     """The logits after each of ``ids``, with nothing else in the engine."""
     for slot in range(engine.n_slots):
         engine.forget(slot)
-    logits_TV = engine.step([Work(0, ids, len(ids))])[0]
+    logits_TV = engine.step([Work(0, ids, len(ids))])[0].copy()
     engine.forget(0)
     return logits_TV
 
@@ -91,9 +91,20 @@ def test_a_prompt_in_chunks_beside_decodes_disturbs_nobody(engine: BatchEngine) 
     found = []
     for start, token_id in ((0, 1), (10, 2), (20, 3)):
         chunk = PROMPTS[2][start : start + 10]
-        found.append(engine.step([Work(1, chunk), Work(3, [token_id])]))
-    assert_close(found[-1][0][-1], expected)
-    assert_close([each[1][-1] for each in found], steady[-3:])
+        found.append(
+            [each[-1].copy() for each in engine.step([Work(1, chunk), Work(3, [token_id])])]
+        )
+    assert_close(found[-1][0], expected)
+    assert_close([each[1] for each in found], steady[-3:])
+
+
+def test_logits_come_in_the_order_of_the_work_whatever_that_of_the_slots(
+    engine: BatchEngine,
+) -> None:
+    expected = [alone(engine, prompt)[-1] for prompt in PROMPTS]
+    order = [2, 0, 3, 1]
+    found = engine.step([Work(slot, PROMPTS[slot]) for slot in order])
+    assert_close([each[-1] for each in found], [expected[slot] for slot in order])
 
 
 def test_idle_slots_between_busy_ones_keep_their_tokens(engine: BatchEngine) -> None:

@@ -288,7 +288,7 @@ def test_how_a_text_ended_is_said(model: BatchModel, scheduler: Scheduler) -> No
 def test_prompt_tokens_are_scored_in_any_chunks(model: BatchModel, scheduler: Scheduler) -> None:
     model.engine.forget(0)
     logits_TV = np.concatenate(
-        [model.engine.step([Work(0, LONG[start : start + 45], 45)])[0] for start in (0, 45)]
+        [model.engine.step([Work(0, LONG[start : start + 45], 45)])[0].copy() for start in (0, 45)]
     )
     logits_TV = logits_TV - np.log(np.exp(logits_TV).sum(-1, keepdims=True))
     model.engine.forget(0)

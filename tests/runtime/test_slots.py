@@ -72,6 +72,17 @@ def test_a_busy_slot_lends_its_prefix_but_is_never_taken(engine: BatchEngine) ->
     assert slots.claim([301]) is None
 
 
+def test_new_texts_stand_beside_those_that_run(float_onnx: Path) -> None:
+    engine = OnnxBatchEngine(float_onnx, EngineOptions(context_tokens=128, n_slots=6))
+    slots = Slots(engine)
+    for number in range(6):  # none is empty, slot 0 is the oldest
+        assert serve(engine, slots, [10 * number + 20]).slot == number
+    assert slots.claim([1, 2], wanted=4) == Claim(4, 0)
+    found = [slots.claim([number, 9]) for number in (3, 5, 7)]
+    assert found == [Claim(3, 0), Claim(2, 0), Claim(1, 0)]
+    engine.close()
+
+
 def test_a_cleared_engine_lends_nothing(engine: BatchEngine) -> None:
     slots = Slots(engine)
     serve(engine, slots, [5] * 20)
