@@ -106,6 +106,11 @@ class Sampler:
         limit = None if params.repeat_last_n < 0 else params.repeat_last_n
         self._window = deque(prompt_ids, maxlen=limit)
         self._banned_ids = sorted(stop_ids) if params.ignore_eos else []
+        summed: dict[int, float] = {}
+        for token_id, bias in params.logit_bias:
+            summed[token_id] = summed.get(token_id, 0.0) + bias
+        self._bias_ids = np.array(list(summed), np.int64)
+        self._biases = np.array(list(summed.values()), np.float32)
 
     def pick(self, logits_V: "Logits", allowed_V: "NDArray[np.bool_] | None" = None) -> int:
         """Return the id of the next token; see ``choose``."""
@@ -134,9 +139,8 @@ class Sampler:
 
         params = self._params
         scores_V = np.array(logits_V, np.float32)
-        if params.logit_bias:
-            ids, biases = zip(*params.logit_bias, strict=True)
-            np.add.at(scores_V, np.asarray(ids), np.asarray(biases, np.float32))
+        if len(self._bias_ids):
+            scores_V[self._bias_ids] += self._biases
         if self._banned_ids:
             scores_V[self._banned_ids] = -np.inf
         if allowed_V is not None:
@@ -164,7 +168,7 @@ class Sampler:
     def _draw(self, scores_V: "NDArray[np.float32]") -> int:
         import numpy as np
 
-        best = int(np.argmax(scores_V))
+        best = int(scores_V.argmax())
         if scores_V[best] == -np.inf:
             raise EngineError("no token is allowed here: grammar and logit_bias exclude them all")
         if self._params.temperature == 0:
@@ -215,10 +219,8 @@ def check_vocabulary(params: SamplingParams, vocab_size: int) -> None:
 
 
 def _check_finite(logits_V: "Logits") -> None:
-    import numpy as np
-
-    highest = logits_V[np.argmax(logits_V)]  # argmax finds a NaN before any number
-    if not np.isfinite(highest):
+    highest = float(logits_V[logits_V.argmax()])  # argmax finds a NaN before any number
+    if not math.isfinite(highest):
         raise EngineError(
             f"the model's logits hold {highest}, finite numbers are needed; "
             "its weights are broken, export it again"
