@@ -15,6 +15,7 @@ import psutil
 
 from edgekd.devices.android import phone_identity
 from edgekd.devices.apple import chip_name, mac_memory_bytes
+from edgekd.devices.emulation import emulated_on
 from edgekd.devices.host import LIVE_ROOT, Host, Runner, read_text
 from edgekd.devices.npus import list_npus
 from edgekd.devices.nvidia import Gpu, list_gpus
@@ -56,6 +57,8 @@ class Machine:
     """Release of a Jetson's board support: ``R36.4.3``."""
     device: str | None = None
     """Name of the published specification that this is, see ``edgekd devices list``."""
+    emulated_on: str | None = None
+    """Architecture of the real processor where the one named above is emulated."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the description as JSON values."""
@@ -69,8 +72,9 @@ def detect(root: Path = LIVE_ROOT, run: Runner | None = None) -> Machine:
     total_bytes, available_bytes = memory_bytes(root)
     board = host.text("proc/device-tree/model") or host.text("sys/class/dmi/id/product_name")
     processor = _processor(host, cpuinfo)
+    architecture = _architecture(host)
     return Machine(
-        architecture=_architecture(host),
+        architecture=architecture,
         processor=processor,
         n_usable_cores=_usable_cores(host, cpuinfo),
         instruction_sets=instruction_sets(cpuinfo) if cpuinfo else None,
@@ -88,6 +92,7 @@ def detect(root: Path = LIVE_ROOT, run: Runner | None = None) -> Machine:
         power_mode=_power_mode(host),
         firmware=_firmware(host),
         device=_device_name({"board": board, "processor": processor}),
+        emulated_on=emulated_on(host, architecture, cpuinfo),
     )
 
 

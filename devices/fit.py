@@ -194,7 +194,12 @@ def _from_own(
     workload: Workload, wish: Wish, backend: str, runs: Sequence[tuple[OwnRun, Workload]]
 ) -> Prediction:
     points = [
-        Point(load.read_bytes_at(run.mean_depth_tokens), 1 / run.decode_tokens_per_s, load.format)
+        Point(
+            load.read_bytes_at(run.mean_depth_tokens),
+            1 / run.decode_tokens_per_s,
+            load.format,
+            load.n_layers,
+        )
         for run, load in runs
     ]
     line = calibrate_with_spread(points, workload.format)
@@ -248,8 +253,9 @@ def _from_bandwidth(workload: Workload, target: Target, wish: Wish) -> Predictio
 def _decode(line: Calibration, workload: Workload, wish: Wish) -> Range:
     """Return tokens/s with half of the context filled, the mean over an answer that fills it."""
     read_bytes = workload.read_bytes_at(wish.context_tokens / 2)
-    low, high = line.interval(read_bytes)
-    return Range(value=1 / line.seconds(read_bytes), low=low, high=high, unit="tokens/s")
+    low, high = line.interval(read_bytes, workload.n_layers)
+    value = 1 / line.seconds(read_bytes, workload.n_layers)
+    return Range(value=value, low=low, high=high, unit="tokens/s")
 
 
 def _prefill(workload: Workload, runs: Sequence[tuple[OwnRun, Workload]]) -> Range:

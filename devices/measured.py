@@ -97,54 +97,56 @@ class OwnRun:
 
     model: str
     backend: str
-    prompt_tokens: int
-    decode_tokens: int
+    mean_depth_tokens: float
+    """Tokens in the cache, averaged over the decoded ones."""
     decode_tokens_per_s: float
     prefill_tokens_per_s: float
     load_s: float
 
-    @property
-    def mean_depth_tokens(self) -> float:
-        """Tokens in the cache, averaged over the decoded ones."""
-        return self.prompt_tokens + self.decode_tokens / 2
-
 
 def read_bench(path: Path) -> list[OwnRun]:
-    """Return the runs in the output of ``edgekd bench --json``.
+    """Return the runs in the output of ``edgekd bench --json``, one for each depth of a model.
 
     Raises:
-        DeviceError: the file is missing or is no such output.
+        DeviceError: the file is missing, is no such output, or holds times that are no device's.
     """
     try:
         document = json.loads(path.read_text("utf-8"))
-        runs = document.get("results", [document]) if isinstance(document, dict) else document
-        return [_own_run(run) for run in runs]
+        real = document["machine"].get("emulated_on")
+        runs = [run for result in document["results"] for run in _own_runs(result)]
     except OSError as error:
         raise DeviceError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise DeviceError(
             f"{path} is no output of 'edgekd bench MODEL... --json': {error!r}"
         ) from error
+    if real:
+        raise DeviceError(
+            f"{path} was measured in an emulator on {real}, whose times are no device's; "
+            "measure on the device itself"
+        )
+    return runs
 
 
-def _own_run(run: dict[str, Any]) -> OwnRun:
-    return OwnRun(
-        model=str(run["model"]),
-        backend=str(run["engine"]),
-        prompt_tokens=int(run["settings"]["prompt_tokens"]),
-        decode_tokens=int(run["settings"]["decode_tokens"]),
-        decode_tokens_per_s=_middle(run["decode_tokens_per_s"]),
-        prefill_tokens_per_s=_middle(run["prefill_tokens_per_s"]),
-        load_s=float(run["load_s"]),
-    )
+def _own_runs(result: dict[str, Any]) -> list[OwnRun]:
+    entries = result["scenarios"]
+    prefill = _middle([entry for entry in entries if entry["kind"] == "prefill"][-1])
+    decodes = [entry for entry in entries if entry["kind"] == "decode"]
+    return [
+        OwnRun(
+            model=str(result["model"]),
+            backend=str(result["engine"]),
+            mean_depth_tokens=entry["n_depth"] + entry["n_tokens"] / 2,
+            decode_tokens_per_s=_middle(entry),
+            prefill_tokens_per_s=prefill,
+            load_s=float(result["warm_start"]["load_s"]),
+        )
+        for entry in decodes
+    ]
 
 
-def _middle(summary: dict[str, Any]) -> float:
-    samples = sorted(float(value) for value in summary["samples"])
-    if not samples:
-        raise ValueError("a speed without samples")
-    middle = len(samples) // 2
-    value = samples[middle] if len(samples) % 2 else (samples[middle - 1] + samples[middle]) / 2
+def _middle(entry: dict[str, Any]) -> float:
+    value = float(entry["tokens_per_s"]["median"])
     if not value > 0:
         raise ValueError(f"a speed of {value}")
     return value
@@ -154,7 +156,10 @@ def _group(entry: dict[str, Any], shapes: dict[str, Shape]) -> Group:
     runs = entry["runs"]
     points = tuple(
         Point(
-            shapes[run["model"]].read_bytes(run["format"]), 1 / run["tokens_per_s"], run["format"]
+            shapes[run["model"]].read_bytes(run["format"]),
+            1 / run["tokens_per_s"],
+            run["format"],
+            shapes[run["model"]].layers,
         )
         for run in runs
     )

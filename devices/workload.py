@@ -48,6 +48,7 @@ class Workload:
     kv_bytes_per_token: int
     """What one token leaves in the KV cache, which every later token reads."""
     vocab_size: int
+    n_layers: int
     active_share: float = 1.0
     """Part of the body that a token uses; below 1 for a mixture of experts."""
 
@@ -97,6 +98,7 @@ class Workload:
             stored_bytes=round(self.stored_bytes - left_out),
             read_bytes=round(self.read_bytes - left_out * self.active_share),
             kv_bytes_per_token=round(self.kv_bytes_per_token * share),
+            n_layers=max(1, round(self.n_layers * share)),
         )
 
     def _body_bytes(self) -> float:

@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path, PurePath
 from typing import Any
 
-from edgekd.devices.detect import memory_bytes
+from edgekd.devices.detect import detect, memory_bytes
 from edgekd.devices.energy import EnergyMeter
 from edgekd.files import size_of
 from edgekd.progress import Progress, Silence
@@ -22,7 +22,13 @@ from edgekd.runtime.bench_process import BenchProcess
 from edgekd.runtime.bench_result import BenchResult, BenchRun, Collected, scenario_result
 from edgekd.runtime.bench_settings import BenchSettings
 from edgekd.runtime.bench_start import user_seconds
-from edgekd.runtime.conditions import Finding, judge, other_load_share, take_snapshot
+from edgekd.runtime.conditions import (
+    Finding,
+    judge,
+    judge_machine,
+    other_load_share,
+    take_snapshot,
+)
 from edgekd.runtime.loading import default_threads
 from edgekd.runtime.model_facts import read_facts
 from edgekd.runtime.model_kind import ModelKind
@@ -90,7 +96,7 @@ def run_bench(
                 for done, name in _measure(started, settings, compares=len(models) > 1):
                     advance(group[0] * settings.repetitions + done, name)
     after, own_s = take_snapshot(), _own_seconds() - own_before_s
-    findings = judge(before, after, own_s)
+    findings = [*judge_machine(detect()), *judge(before, after, own_s)]
     results = [_result(candidate, limits, findings) for candidate in candidates]
     return BenchRun(
         settings=settings,

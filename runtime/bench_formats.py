@@ -11,7 +11,7 @@ from pathlib import PurePath
 from typing import Any
 
 from edgekd.errors import RecipeError
-from edgekd.runtime.llama_bench_rows import to_jsonl
+from edgekd.runtime.llama_bench_rows import processor_label, to_jsonl
 from edgekd.units import format_bytes, format_duration
 
 _TABLE_WIDTH = 150
@@ -109,9 +109,7 @@ def to_csv(document: dict[str, Any]) -> str:
 def limit_lines(document: dict[str, Any]) -> list[str]:
     """Return what the machine is and can do at most."""
     machine, limits = document["machine"], document["roofline"]
-    lines = [
-        f"{machine['processor'] or machine['architecture']}, {machine['n_usable_cores']} cores"
-    ]
+    lines = [f"{processor_label(machine)}, {machine['n_usable_cores']} cores"]
     if limits is None:
         return lines
     read, gemm = (limits[name]["value"] for name in ("read_bytes_per_s", "gemm_flop_per_s"))

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekd.devices.detect import detect, governor, read_text
+from edgekd.devices.detect import Machine, detect, governor, read_text
 
 _OTHER_LOAD_WARN, _OTHER_LOAD_INVALID = 0.05, 0.25
 """Share of the processors' time that went to other programs: doubtful, and no measurement."""
@@ -93,6 +93,21 @@ def judge(before: Snapshot, after: Snapshot, own_s: float) -> list[Finding]:
         *_judge_counters(before, after),
         *_judge_load(before, after, own_s),
         *_judge_settings(after),
+    ]
+
+
+def judge_machine(machine: Machine) -> list[Finding]:
+    """Return what voids every time taken on ``machine``: that its instructions are emulated."""
+    if machine.emulated_on is None:
+        return []
+    return [
+        Finding(
+            "emulated",
+            f"{machine.architecture} is emulated on {machine.emulated_on}: no time, memory or "
+            "energy here is that of a device",
+            "measure speed on the device itself; tokens and quality hold",
+            True,
+        )
     ]
 
 

@@ -55,6 +55,13 @@ def llama_bench_rows(document: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def processor_label(machine: dict[str, Any]) -> str:
+    """Return the processor's name; of an emulated one also what it is emulated on."""
+    name = machine["processor"] or machine["architecture"]
+    real = machine.get("emulated_on")
+    return f"{name} (emulated on {real})" if real else str(name)
+
+
 def to_jsonl(document: dict[str, Any]) -> str:
     """Return the rows of ``document``, one JSON object a line."""
     return "\n".join(json.dumps(row, ensure_ascii=False) for row in llama_bench_rows(document))
@@ -128,7 +135,7 @@ def _row(
         **_DEFAULTS,
         "build_commit": f"{package}-{version}",
         "build_number": 0,
-        "cpu_info": document["machine"]["processor"] or "",
+        "cpu_info": processor_label(document["machine"]),
         "model_filename": result["model"],
         "model_type": _model_type(result),
         "model_size": result["file_bytes"],

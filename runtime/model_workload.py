@@ -43,9 +43,8 @@ def _read_gguf(path: Path) -> Workload:
     architecture = header.metadata.get("general.architecture")
     prefix = f"{architecture}."
     facts = {k.removeprefix(prefix): v for k, v in header.metadata.items() if k.startswith(prefix)}
-    return _workload(
-        path, tensors, _gguf_kv_bytes(path, facts), _gguf_vocab(header, facts), _share(facts)
-    )
+    kv, vocab = _gguf_kv_bytes(path, facts), _gguf_vocab(header, facts)
+    return _workload(path, tensors, kv, vocab, int(facts["block_count"]), _share(facts))
 
 
 def _gguf_kv_bytes(path: Path, facts: dict[str, Any]) -> int:
@@ -88,7 +87,8 @@ def _read_checkpoint(folder: Path) -> Workload:
     used = config.get("num_experts_per_tok")
     count = config.get("num_local_experts") or config.get("num_experts")
     share = used / count if used and count else 1.0
-    return _workload(folder, tensors, kv, int(config.get("vocab_size", 0)), share)
+    vocab, layers = int(config.get("vocab_size", 0)), int(config["num_hidden_layers"])
+    return _workload(folder, tensors, kv, vocab, layers, share)
 
 
 def _safetensors_header(file: Path) -> dict[str, Any]:
@@ -122,6 +122,7 @@ def _read_onnx(folder: Path) -> Workload:
     read_bytes = sum(t.size_bytes for t in header.tensors if not t.is_looked_up)
     stored_bytes = sum(t.size_bytes for t in header.tensors)
     hidden, vocab = int(config.get("hidden_size", 0)), int(config.get("vocab_size", 0))
+    layers = int(config["num_hidden_layers"])
     head = hidden * vocab
     multiplied = sum(header.matrix_sizes)
     return Workload(
@@ -130,11 +131,12 @@ def _read_onnx(folder: Path) -> Workload:
         n_body=max(0, multiplied - head),
         n_head=head,
         n_embedding=head if header.has_own_embedding else 0,
-        n_small=hidden * (2 * int(config.get("num_hidden_layers", 0)) + 1),
+        n_small=hidden * (2 * layers + 1),
         stored_bytes=stored_bytes,
         read_bytes=read_bytes,
         kv_bytes_per_token=kv,
         vocab_size=vocab,
+        n_layers=layers,
     )
 
 
@@ -143,6 +145,7 @@ def _workload(
     tensors: list[tuple[str, tuple[int, ...], int, str]],
     kv_bytes_per_token: int,
     vocab_size: int,
+    n_layers: int,
     active_share: float,
 ) -> Workload:
     """Return the workload of named tensors: name, shape, bytes and type of each."""
@@ -167,6 +170,7 @@ def _workload(
         read_bytes=round(read),
         kv_bytes_per_token=kv_bytes_per_token,
         vocab_size=vocab_size,
+        n_layers=n_layers,
         active_share=(body_bytes - expert_bytes * (1 - active_share)) / max(1, body_bytes),
     )
 

@@ -71,17 +71,18 @@ def test_fit_finds_what_meets_a_wish(tiny_folder: Path) -> None:
 
 
 def test_fit_predicts_from_own_measurements(tiny_gguf: Path, tmp_path: Path) -> None:
-    speed = {"samples": [50.0]}
-    bench = {
+    rates = {"prefill": 700.0, "decode": 50.0}
+    result = {
         "model": str(tiny_gguf),
         "engine": "llama.cpp",
-        "settings": {"prompt_tokens": 8, "decode_tokens": 8},
-        "decode_tokens_per_s": speed,
-        "prefill_tokens_per_s": {"samples": [700.0]},
-        "load_s": 0.5,
+        "scenarios": [
+            {"kind": k, "n_tokens": 24, "n_depth": 0, "tokens_per_s": {"median": rate}}
+            for k, rate in rates.items()
+        ],
+        "warm_start": {"load_s": 0.5},
     }
     file = tmp_path / "bench.json"
-    file.write_text(json.dumps([bench]))
+    file.write_text(json.dumps({"machine": {}, "results": [result]}))
     report = document("fit", str(tiny_gguf), "--measured", str(file), "--ctx", "24")
     (prediction,) = report["predictions"]
     assert prediction["basis"] == "own measurements"

@@ -3,6 +3,7 @@ import os
 from pathlib import Path
 
 import psutil
+import pytest
 
 from edgekd.devices.detect import Gpu, detect
 from edgekd.devices.host import Reply, replay
@@ -53,6 +54,36 @@ def test_an_arm_board_has_the_instructions_of_all_its_cores(tmp_path: Path) -> N
     assert machine.board == board
     assert machine.processor == "Cortex-A55 + Cortex-A76"
     assert machine.instruction_sets == ("asimddp",)
+
+
+@pytest.mark.parametrize(
+    ("played", "files", "real"),
+    [
+        ("aarch64", {"proc/sys/kernel/arch": "x86_64\n", "proc/cpuinfo": ARM}, "x86_64"),
+        ("aarch64", {"proc/cpuinfo": "vendor_id : AuthenticAMD\n" + X86}, "x86_64"),
+        ("x86_64", {"proc/cpuinfo": ARM}, "aarch64"),
+        ("aarch64", {"proc/sys/kernel/arch": "aarch64\n", "proc/cpuinfo": ARM}, None),
+        ("armv7l", {"proc/sys/kernel/arch": "aarch64\n"}, None),
+        ("i686", {"proc/sys/kernel/arch": "x86_64\n", "proc/cpuinfo": "vendor_id : x\n"}, None),
+        ("aarch64", {}, None),
+    ],
+)
+def test_a_process_whose_instructions_are_emulated_says_so(
+    played: str, files: dict[str, str], real: str | None, tmp_path: Path
+) -> None:
+    machine = detect(plant(tmp_path, files), replay({"uname -m": played}))
+    assert machine.emulated_on == real
+
+
+def test_rosetta_tells_that_it_translates(tmp_path: Path) -> None:
+    replies = {"uname -m": "x86_64", "sysctl -n sysctl.proc_translated": "1"}
+    assert detect(tmp_path, replay(replies)).emulated_on == "arm64"
+    replies["sysctl -n sysctl.proc_translated"] = "0"
+    assert detect(tmp_path, replay(replies)).emulated_on is None
+
+
+def test_this_machine_is_not_emulated() -> None:
+    assert detect().emulated_on is None
 
 
 def test_an_empty_tree_gives_nothing_rather_than_zeros(tmp_path: Path) -> None:

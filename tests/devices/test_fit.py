@@ -17,6 +17,7 @@ MODEL = Workload(
     read_bytes=2_000_000_000,
     kv_bytes_per_token=50_000,
     vocab_size=50_000,
+    n_layers=28,
 )
 BOARD = Target(
     name="board",
@@ -36,8 +37,7 @@ def run(speed: float, backend: str = "llama.cpp", load_s: float = 1.0) -> OwnRun
     return OwnRun(
         model="m",
         backend=backend,
-        prompt_tokens=0,
-        decode_tokens=0,
+        mean_depth_tokens=0,
         decode_tokens_per_s=speed,
         prefill_tokens_per_s=10 * speed,
         load_s=load_s,

@@ -9,6 +9,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from edgekd.devices.measured import read_bench
 from edgekd.errors import EngineError, RecipeError
 from edgekd.files import size_of
 from edgekd.runtime.bench import BenchRun, BenchSettings, run_bench
@@ -47,6 +48,17 @@ def test_the_document_is_as_the_published_schema_says(document: dict[str, Any]) 
     del document["results"][0]["scenarios"][0]["samples_s"]
     document["results"][1]["memory"]["peak_rss_bytes"]["value"] = None
     assert len(list(checker.iter_errors(document))) == 2
+
+
+def test_predictions_read_the_document(
+    document: dict[str, Any], run: BenchRun, tmp_path: Path
+) -> None:
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps(document))
+    runs = read_bench(file)
+    assert [entry.backend for entry in runs] == ["llama.cpp"] * 2 + ["onnxruntime"] * 2
+    assert [entry.mean_depth_tokens for entry in runs] == [4, 28, 4, 28]
+    assert runs[0].decode_tokens_per_s == run.results[0].decode_tokens_per_s.median
 
 
 def test_every_engine_gets_the_same_tokens(run: BenchRun) -> None:

@@ -3,7 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from edgekd.runtime.conditions import Snapshot, judge, other_load_share, take_snapshot
+from edgekd.devices.detect import detect
+from edgekd.runtime.conditions import (
+    Snapshot,
+    judge,
+    judge_machine,
+    other_load_share,
+    take_snapshot,
+)
 
 QUIET = Snapshot(
     time_s=0.0,
@@ -48,6 +55,14 @@ def test_what_spoils_a_run_is_found_and_weighed(
     changes: dict[str, float], expected: dict[str, bool]
 ) -> None:
     assert _codes(replace(LATER, **changes)) == expected  # type: ignore[arg-type]
+
+
+def test_times_of_an_emulator_are_void() -> None:
+    machine = detect()
+    assert judge_machine(machine) == []
+    (finding,) = judge_machine(replace(machine, architecture="aarch64", emulated_on="x86_64"))
+    assert (finding.code, finding.invalid) == ("emulated", True)
+    assert "aarch64 is emulated on x86_64" in finding.message
 
 
 def test_what_the_machine_does_not_tell_is_no_warning() -> None:
