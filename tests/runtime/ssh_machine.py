@@ -89,13 +89,16 @@ def ssh_machine(folder: Path) -> Iterator[SshMachine]:
     with subprocess.Popen(command) as server:
         try:
             _wait_for(port, server, folder / "sshd.log")
-            yield SshMachine(
+            machine = SshMachine(
                 address=f"ssh://{getpass.getuser()}@127.0.0.1:{port}",
                 home=home,
                 programs=programs,
                 client_path=f"{folder / 'client'}{os.pathsep}{os.environ['PATH']}",
                 server=psutil.Process(server.pid),
             )
+            yield machine
+            for process in machine.running():  # of a test that failed
+                process.kill()
         finally:
             server.terminate()
 

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import signal
@@ -25,7 +26,9 @@ SCHEMA = json.loads((Path(__file__).parents[2] / "docs/schemas/bench-1.json").re
 SMALL = BenchSettings(
     prompt_tokens=8, decode_tokens=4, depths=(0, 8), ttft_tokens=(4,), repetitions=2, n_threads=1
 )
-LONG = BenchSettings(prompt_tokens=8, decode_tokens=400, repetitions=100_000, n_threads=1)
+# A soak says nothing for 40 s at least: without being ended, it would go on so long.
+LONG = BenchSettings(prompt_tokens=8, decode_tokens=4, repetitions=1, n_threads=1, soak_minutes=10)
+MEASURED = "speed 1/1"
 needs_sshd = pytest.mark.skipif(
     SSHD is None or bool(MISSING),
     reason="no sshd here; on Debian: apt-get install openssh-server openssh-client",
@@ -119,9 +122,13 @@ def test_a_cut_connection_says_what_to_do_and_leaves_nothing_running(
     machine: SshMachine, tiny_gguf: Path
 ) -> None:
     machine.install_edgekd()
+    address, said = parse_address(machine.address), io.StringIO()
+    assert isinstance(address, SshAddress)
     with ThreadPoolExecutor(1) as pool:
-        measured = pool.submit(bench, machine, tiny_gguf, LONG)
-        assert wait_until(lambda: bool(machine.running("bench_worker")))
+        model = [str(tiny_gguf)]
+        measured = pool.submit(run_bench_over_ssh, model, LONG, address, Lines(said))
+        assert wait_until(lambda: MEASURED in said.getvalue())
+        assert machine.running("bench_worker")
         machine.cut()
         with pytest.raises(DeviceError, match="was lost .* run the same command again") as caught:
             measured.result(30)
@@ -135,14 +142,16 @@ def test_nothing_runs_there_when_the_command_here_is_ended(
     machine: SshMachine, tiny_gguf: Path, end: signal.Signals
 ) -> None:
     machine.install_edgekd()
-    options = ["-n", "400", "-r", "100000", "-t", "1", "--no-roofline", "--no-cold"]
+    options = ["-p", "8", "-n", "4", "-r", "1", "-t", "1", "--soak", "10", "--no-roofline"]
     command = [sys.executable, "-m", "edgekd", "bench", str(tiny_gguf), *options]
     with subprocess.Popen(
         [*command, "--device", machine.address],
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as here:
-        assert wait_until(lambda: bool(machine.running("bench_worker")))
+        assert here.stderr and any(MEASURED in line for line in here.stderr)
+        assert machine.running("bench_worker")
         here.send_signal(end)
         assert here.wait(20) != 0
     assert wait_until(lambda: machine.running() == [], 10), machine.running()
