@@ -35,7 +35,9 @@ push) cp -r "$2" "$(printf %s "$3" | sed 's#{place}#{phone}/tmp#')";;
 shell)
   shift
   line=$(printf %s "$*" | sed 's#{place}#{phone}/tmp#g')
-  cat | env PATH="{programs}:$PATH" ON_PHONE={phone} setsid -w sh -c "$line";;
+  mkfifo {phone}/in.$$; exec 4<&0; cat <&4 >{phone}/in.$$ & feeder=$!
+  env PATH="{programs}:$PATH" setsid -w sh -c "$line" <{phone}/in.$$; code=$?
+  rm -f {phone}/in.$$; kill $feeder 2>/dev/null; exit $code;;
 esac
 """
 _LLAMA_BENCH = """
@@ -216,7 +218,7 @@ def real_adbd(folder: Path) -> Iterator[RealAdbd]:
 def why_no_adbd() -> str | None:
     """Return why Android's own daemon cannot be used here."""
     if ADBD is None or not (ADBD / _TOOLS).is_file():
-        return "EDGEKD_ADBD names no folder with Debian's adbd; scripts/fetch_adbd FOLDER makes one"
+        return "EDGEKD_ADBD names no folder where Debian's adbd was unpacked"
     if os.geteuid() != 0 or any(shutil.which(n) is None for n in ("unshare", "nsenter", "ip")):
         return "a network namespace of its own needs root, util-linux and iproute2"
     return None if shutil.which("adb") else "no adb here; on Debian: apt-get install adb"

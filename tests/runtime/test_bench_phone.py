@@ -46,7 +46,7 @@ def test_a_phone_runs_the_binary_and_its_rows_come_back(
     assert "measuring 16 and 4" in errors
     assert "pp16  8.0 \u00b1 0.0 tokens/s" in out and "tg4  2.0" in out
     told = phone.told.read_text().split()
-    assert told[2:] == "-p 16 -n 4 -r 2 -o json -d 0,8 -t 3".split()
+    assert told[2:] == ["-p", "16", "-n", "4", "-r", "2", "-o", "json", "-d", "0,8", "-t", "3"]
     document: dict[str, Any] = json.loads(saved.read_text())
     assert document["machine"]["address"] == f"adb://{phone.serial}"
     assert document["machine"]["soc_model"] == "SM8850"
