@@ -14,6 +14,8 @@ from edgekd.errors import DataError
 from edgekd.runtime.bench_settings import Scenario
 from edgekd.units import format_count
 
+PHONE_SCHEMA = "edgekd.bench-phone/1"
+"""Of a document that holds rows of a llama-bench that ran on a phone."""
 # What llama-bench writes for a setting that was left alone, on a CPU.
 _DEFAULTS: dict[str, Any] = {
     "gpu_info": "",
