@@ -20,11 +20,13 @@ from edgekd.errors import DeviceError
 _LAST_LINES = 40
 _DRAIN_S = 5.0  # an ssh that stays as the master of others may hold a pipe open
 _STOP_S = 5.0
-# $1 is run when the connection is lost, before the rest is killed; the command follows.
+# $1 is run when the connection is lost, before the rest is killed; the command follows. The shell
+# itself reads: a cat would outlive the guard, and hold the one socket that adbd gives a command for
+# both directions, so that adb waited for more output for ever.
 _GUARD = """
 lost=$1; shift
 exec 3<&0 </dev/null
-( cat <&3; eval "$lost"; kill -9 0 ) >/dev/null 2>&1 &
+( while read -r line <&3; do :; done; eval "$lost"; kill -9 0 ) >/dev/null 2>&1 &
 guard=$!
 "$@" 3<&-
 code=$?

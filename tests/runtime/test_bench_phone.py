@@ -59,7 +59,7 @@ def test_a_phone_runs_the_binary_and_its_rows_come_back(
 def test_a_phone_that_throttles_makes_the_result_invalid(
     phone: Phone, tiny_gguf: Path, tmp_path: Path
 ) -> None:
-    phone.answer_as("snapdragon_phone", "Thermal Status: 0", "Thermal Status: 3")
+    phone.answer_as("snapdragon_phone", "Thermal Status: 1", "Thermal Status: 3")
     saved = tmp_path / "run.json"
     code, out, errors = run(phone, tiny_gguf, "--save", str(saved))
     assert code == 0 and "INVALID: the phone throttled after the run" in out, errors
