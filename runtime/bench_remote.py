@@ -4,7 +4,6 @@ The machine runs an edgekd of its own. Models are copied once, by their hash, an
 ends with the connection.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,9 +11,9 @@ from edgekd.errors import DeviceError, EngineError
 from edgekd.progress import Progress, Silence
 from edgekd.runtime.bench_remote_address import SshAddress
 from edgekd.runtime.bench_remote_artifact import read_artifact
+from edgekd.runtime.bench_remote_document import DocumentReader
 from edgekd.runtime.bench_remote_ssh import LOST, SshHost, missing_edgekd
 from edgekd.runtime.bench_remote_tied import Ended
-from edgekd.runtime.bench_result import SCHEMA
 from edgekd.runtime.bench_settings import BenchSettings
 
 _OWN_ERROR = "edgekd: "
@@ -37,8 +36,10 @@ def run_bench_over_ssh(
         ModelError: a model is not there, or is none.
         DeviceError: the machine cannot be reached, has no edgekd or no room, or was lost meanwhile.
         EngineError: edgekd failed there; the reason is its own.
+        MissingExtraError: jsonschema, which checks the document, is not installed.
     """
     progress = progress or Silence()
+    reader = DocumentReader()
     artifacts = [read_artifact(model) for model in models]
     host = SshHost(address, progress)
     facts = host.look([artifact.sha256 for artifact in artifacts], remote_edgekd)
@@ -49,7 +50,7 @@ def run_bench_over_ssh(
     ended = host.run((*facts.edgekd, "bench", *places, *bench_options(settings), "--json"))
     if ended.code:
         raise _failure(host, ended)
-    document = _document(address, ended.output)
+    document = reader.read(ended.output, str(address), len(artifacts))
     document["machine"]["address"] = str(address)
     for result, artifact in zip(document["results"], artifacts, strict=True):
         result["model"] = str(artifact.path)
@@ -88,19 +89,3 @@ def _failure(host: SshHost, ended: Ended) -> DeviceError | EngineError:
     said = [line for line in ended.errors if line.startswith(_OWN_ERROR)]
     reason = said[-1].removeprefix(_OWN_ERROR) if said else ended.last_line
     return EngineError(f"{host.address}: {reason}")
-
-
-def _document(address: SshAddress, output: str) -> dict[str, Any]:
-    try:
-        document: dict[str, Any] = json.loads(output.strip().splitlines()[-1])
-        schema = document["schema"]
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise DeviceError(
-            f"edgekd on {address} gave no document, but {output.strip()[:80]!r}"
-        ) from error
-    if schema != SCHEMA:
-        raise DeviceError(
-            f"edgekd on {address} writes {schema}, this one reads {SCHEMA}; install the same "
-            "version on both"
-        )
-    return document

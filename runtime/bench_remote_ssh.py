@@ -13,7 +13,7 @@ from edgekd.errors import DeviceError
 from edgekd.progress import Progress
 from edgekd.runtime.bench_remote_address import SshAddress
 from edgekd.runtime.bench_remote_artifact import Artifact
-from edgekd.runtime.bench_remote_tied import Ended, run_streaming, shell_line, tied
+from edgekd.runtime.bench_remote_tied import Ended, run_streaming, shell_line, tied, unsaid
 from edgekd.units import format_bytes
 
 LOST = 255  # what ssh ends with when it is the connection that failed: ssh(1)
@@ -126,7 +126,7 @@ class SshHost:
         port = ("-P", str(self.address.port)) if self.address.port else ()
         target = f"{self.address.login}:{incoming}/{artifact.name}"
         source = str(artifact.path.absolute())  # absolute, so that no colon makes a host of it
-        sent = run_streaming(("scp", "-q", "-r", *port, source, target), _unsaid)
+        sent = run_streaming(("scp", "-q", "-r", *port, source, target))
         if sent.code:
             raise DeviceError(
                 f"{artifact.path.name} did not arrive on {self.address}: {sent.last_line}; "
@@ -147,9 +147,9 @@ class SshHost:
             raise self.error(moved, "cannot hold the model")
 
     def _short(self, line: str) -> Ended:
-        return self._ssh(line, _unsaid)
+        return self._ssh(line)
 
-    def _ssh(self, line: str, say: Callable[[str], None]) -> Ended:
+    def _ssh(self, line: str, say: Callable[[str], None] = unsaid) -> Ended:
         return run_streaming((*self.address.ssh, line), say)
 
 
@@ -193,7 +193,8 @@ def missing_edgekd(
     """Return what to say where edgekd was not found."""
     ssh = " ".join(address.ssh)
     if named:
-        return DeviceError(f"{address} has no program {named}; look with: {ssh} ls -l {named}")
+        advice = "give --remote-edgekd the whole path of a program there"
+        return DeviceError(f"{address} has no program {named}; {advice}")
     found = "no python3" if facts.python is None else f"Python {'.'.join(map(str, facts.python))}"
     if facts.python is None or facts.python < _NEEDED_PYTHON:
         return DeviceError(
@@ -206,7 +207,3 @@ def missing_edgekd(
         f'{ssh} "python3 -m venv ~/.edgekd && {install}", '
         "or name it with --remote-edgekd PATH"
     )
-
-
-def _unsaid(line: str) -> None:
-    """Say nothing: the last lines are in the error if there is one."""

@@ -2,8 +2,8 @@
 
 ``RealAdbd`` is Android's own daemon and client, in a network namespace of their own, since adbd
 listens on every address. Debian packages it; EDGEKD_ADBD names the folder where the packages were
-unpacked (not installed, which would open the machine). ``StandIn`` is a script in place of the adb
-program, of none of our code: it runs what it is given in a local folder. In both getprop and
+unpacked (scripts/fetch_adbd; not installed, which would open the machine). ``StandIn`` is a script
+in place of the adb program, of none of our code: it runs what it is given in a local folder. In both getprop and
 dumpsys answer from the fixture of a phone, and the binary that measures is a script.
 """
 
@@ -24,21 +24,46 @@ from tests.runtime.ssh_machine import write_program
 ADBD = Path(os.environ["EDGEKD_ADBD"]) if "EDGEKD_ADBD" in os.environ else None
 PLACE = Path("/data/local/tmp")
 _TOOLS = "usr/lib/android-sdk/platform-tools/adbd"
-_LIBRARIES = ("usr/lib/x86_64-linux-gnu/android", "usr/lib/x86_64-linux-gnu")
+_LIBRARIES = ("usr/lib/*/android", "usr/lib/*-linux-gnu*")
 _ADBD_PORT, _SERVER_PORT = "6555", "15037"
-_STAND_IN = """
-[ "$1" = -s ] && shift 2
-if [ -e {phone}/gone ]; then echo "error: device 'PHONE' not found" >&2; exit 1; fi
-case $1 in
-get-state) echo device;;
-push) cp -r "$2" "$(printf %s "$3" | sed 's#{place}#{phone}/tmp#')";;
-shell)
-  shift
-  line=$(printf %s "$*" | sed 's#{place}#{phone}/tmp#g')
-  mkfifo {phone}/in.$$; exec 4<&0; cat <&4 >{phone}/in.$$ & feeder=$!
-  env PATH="{programs}:$PATH" setsid -w sh -c "$line" <{phone}/in.$$; code=$?
-  rm -f {phone}/in.$$; kill $feeder 2>/dev/null; exit $code;;
-esac
+# As adbd does, a command gets one socket for both directions, and a session of its own.
+_STAND_IN = """#!{python} -SE
+import os, shutil, socket, subprocess, sys, threading, time
+words = sys.argv[3:] if sys.argv[1] == "-s" else sys.argv[1:]
+phone, place = {phone!r}, {place!r}
+
+def watch():
+    while not os.path.exists(phone + "/gone"):
+        time.sleep(0.02)
+    os._exit(1)
+
+def feed():
+    while sent := os.read(0, 4096):
+        ours.sendall(sent)
+    ours.shutdown(socket.SHUT_WR)
+
+if os.path.exists(phone + "/gone"):
+    sys.exit("error: device 'PHONE' not found")
+threading.Thread(target=watch, daemon=True).start()
+if words[0] == "get-state":
+    print("device")
+elif words[0] == "push":
+    target = words[2].replace(place, phone + "/tmp")
+    while os.path.exists(phone + "/slow"):
+        open(target, "w").close()
+        time.sleep(0.02)
+    shutil.copyfile(words[1], target)
+elif words[0] == "shell":
+    line = " ".join(words[1:]).replace(place, phone + "/tmp")
+    ours, theirs = socket.socketpair()
+    os.environ["PATH"] = {programs!r} + ":" + os.environ["PATH"]
+    there = subprocess.Popen(["sh", "-c", line], stdin=theirs, stdout=theirs, start_new_session=True)
+    theirs.close()
+    threading.Thread(target=feed, daemon=True).start()
+    while answer := ours.recv(65536):
+        sys.stdout.buffer.write(answer)
+    sys.stdout.flush()
+    sys.exit(there.wait())
 """
 _LLAMA_BENCH = """
 echo "$@" >>{told}
@@ -125,22 +150,17 @@ class StandIn(Phone):
         super().__init__(folder)
         self._client = folder / "client"
         self._phone = self.tmp.parent
-        script = _STAND_IN.format(phone=self._phone, place=PLACE, programs=self.programs)
-        write_program(self._client / "adb", script)
+        places = {"phone": self._phone, "place": PLACE, "programs": self.programs}
+        texts = {name: str(place) for name, place in places.items()}
+        self._client.mkdir()
+        (self._client / "adb").write_text(_STAND_IN.format(python=sys.executable, **texts))
+        (self._client / "adb").chmod(0o755)
 
     def environment(self) -> dict[str, str]:
         return {**os.environ, "PATH": f"{self._client}{os.pathsep}{os.environ['PATH']}"}
 
     def cut(self) -> None:
         (self._phone / "gone").touch()
-        for process in psutil.process_iter():
-            try:
-                parent = process.parent()
-                is_ours = parent is not None and str(self._client / "adb") in parent.cmdline()
-                if process.name() == "cat" and is_ours:
-                    process.kill()
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue
 
 
 class RealAdbd(Phone):
@@ -151,7 +171,8 @@ class RealAdbd(Phone):
         assert ADBD
         self.serial, self.tmp = f"127.0.0.1:{_ADBD_PORT}", PLACE
         self._namespace = namespace
-        libraries = ":".join(str(ADBD / name) for name in _LIBRARIES)
+        self._home = str(folder)  # of the keys that adb makes
+        libraries = ":".join(str(path) for name in _LIBRARIES for path in ADBD.glob(name))
         path = f"{self.programs}:{os.environ['PATH']}"
         settings = {"LD_LIBRARY_PATH": libraries, "ADBD_PORT": _ADBD_PORT, "PATH": path}
         self.daemon = subprocess.Popen(
@@ -183,7 +204,7 @@ class RealAdbd(Phone):
         return ["nsenter", f"--net=/proc/{self._namespace}/ns/net", *words]
 
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "ANDROID_ADB_SERVER_PORT": _SERVER_PORT}
+        return {**os.environ, "ANDROID_ADB_SERVER_PORT": _SERVER_PORT, "HOME": self._home}
 
     def cut(self) -> None:
         self.daemon.kill()
@@ -218,7 +239,9 @@ def real_adbd(folder: Path) -> Iterator[RealAdbd]:
 def why_no_adbd() -> str | None:
     """Return why Android's own daemon cannot be used here."""
     if ADBD is None or not (ADBD / _TOOLS).is_file():
-        return "EDGEKD_ADBD names no folder where Debian's adbd was unpacked"
+        return "EDGEKD_ADBD names no folder with Debian's adbd; scripts/fetch_adbd DIR makes one"
     if os.geteuid() != 0 or any(shutil.which(n) is None for n in ("unshare", "nsenter", "ip")):
         return "a network namespace of its own needs root, util-linux and iproute2"
+    if subprocess.run(["unshare", "-n", "true"], capture_output=True, check=False).returncode:
+        return "this container may not make a network namespace (CAP_SYS_ADMIN)"
     return None if shutil.which("adb") else "no adb here; on Debian: apt-get install adb"
