@@ -128,10 +128,7 @@ class SshHost:
         source = str(artifact.path.absolute())  # absolute, so that no colon makes a host of it
         sent = run_streaming(("scp", "-q", "-r", *port, source, target))
         if sent.code:
-            raise DeviceError(
-                f"{artifact.path.name} did not arrive on {self.address}: {sent.last_line}; "
-                "nothing is left of it there if it can be reached, try again"
-            )
+            raise self._not_arrived(artifact, sent, incoming)
         sums = self._short(shell_line(_SUMS, incoming))
         if sums.code:
             raise self.error(sums, "cannot check the model")
@@ -140,6 +137,14 @@ class SshHost:
                 f"{artifact.path.name} changed on its way to {self.address}; try again, and look "
                 "at the disk there if it happens again"
             )
+
+    def _not_arrived(self, artifact: Artifact, sent: Ended, incoming: str) -> DeviceError:
+        """Return what to say of a copy that failed; scp does not tell a full disk from others."""
+        what = f"{artifact.path.name} did not arrive on {self.address}: {sent.last_line}"
+        free = parse_free(self._short(shell_line('df -Pk "$1" | tail -n 1', incoming)).output)
+        if free is not None and free < _SPARE_BYTES:
+            return DeviceError(f"{what}; {format_bytes(free)} are free there, make room")
+        return DeviceError(f"{what}; nothing is left of it if that can be reached, try again")
 
     def _publish(self, incoming: str, place: str) -> None:
         moved = self._short(shell_line(_PUBLISH, incoming, place))
@@ -167,8 +172,8 @@ def parse_facts(text: str) -> RemoteFacts:
         match line.split(" ", 2):
             case ["cache", *rest]:
                 cache = " ".join(rest)
-            case ["df", *rest] if found := _FREE.search(" ".join(rest)):
-                free = int(found[1]) * 1024
+            case ["df", *rest]:
+                free = parse_free(" ".join(rest))
             case ["has", sha256, name]:
                 held[sha256] = name
             case ["edgekd", *rest]:
@@ -180,6 +185,12 @@ def parse_facts(text: str) -> RemoteFacts:
     if not cache.startswith("/"):
         raise DeviceError(f"no POSIX shell answered there, but {text.strip()[:80]!r}")
     return RemoteFacts(cache, free, held, edgekd, python)
+
+
+def parse_free(line: str) -> int | None:
+    """Return the bytes that are free by a line of df; None where it is none."""
+    found = _FREE.search(line)
+    return int(found[1]) * 1024 if found else None
 
 
 def parse_sums(text: str) -> list[str]:

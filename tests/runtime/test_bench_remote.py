@@ -20,6 +20,7 @@ from edgekd.runtime.bench_remote import run_bench_over_ssh
 from edgekd.runtime.bench_remote_address import AdbAddress, SshAddress, parse_address
 from edgekd.runtime.bench_remote_artifact import read_artifact
 from edgekd.runtime.bench_settings import BenchSettings
+from tests.runtime.small_disk import small_disk, why_no_small_disk
 from tests.runtime.ssh_machine import MISSING, SSHD, SshMachine, ssh_machine, write_program
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs/schemas/bench-1.json").read_text())
@@ -170,6 +171,25 @@ def test_a_full_disk_is_reported_before_anything_is_copied(
     with pytest.raises(DeviceError, match=r"has 65\.5 kB free .* needs .* make room there"):
         bench(machine, tiny_gguf)
     assert list(machine.cache.iterdir()) == []
+
+
+@needs_sshd
+def test_a_disk_that_fills_while_the_model_is_copied_is_named(
+    machine: SshMachine, tiny_gguf: Path
+) -> None:
+    """The disk is really full; the df there says at first what was true a moment ago."""
+    if reason := why_no_small_disk():
+        pytest.skip(reason)
+    machine.install_edgekd()
+    once = machine.home / "asked"
+    line = "/dev/mmcblk0p2 30000000 20000000 10000000 67% /"
+    machine.install(
+        "df", f'[ -e "{once}" ] && exec /bin/df "$@"; touch "{once}"; echo Filesystem; echo {line}'
+    )
+    with small_disk(machine.cache, tiny_gguf.stat().st_size // 2):
+        with pytest.raises(DeviceError, match="did not arrive on .* 0 B are free there, make room"):
+            bench(machine, tiny_gguf)
+        assert list(machine.cache.iterdir()) == []
 
 
 @needs_sshd
