@@ -1,9 +1,9 @@
 """Phones that adb reaches, without a phone: what answers is this machine.
 
 ``RealAdbd`` is Android's own daemon and client, in a network namespace of their own, since adbd
-listens on every address. Debian packages it; EDGEKD_ADBD names the folder where the packages were
-unpacked (scripts/fetch_adbd; not installed, which would open the machine). ``StandIn`` is a script
-in place of the adb program, of none of our code: it runs what it is given in a local folder. In both getprop and
+listens on every address. EDGEKD_ADBD names the folder where scripts/fetch_adbd unpacked Debian's
+packages (not installed, which would open the machine). ``StandIn`` is a script in place of the adb
+program, of none of our code: it runs what it is given in a local folder. In both getprop and
 dumpsys answer from the fixture of a phone, and the binary that measures is a script.
 """
 
@@ -57,7 +57,8 @@ elif words[0] == "shell":
     line = " ".join(words[1:]).replace(place, phone + "/tmp")
     ours, theirs = socket.socketpair()
     os.environ["PATH"] = {programs!r} + ":" + os.environ["PATH"]
-    there = subprocess.Popen(["sh", "-c", line], stdin=theirs, stdout=theirs, start_new_session=True)
+    command = ["setsid", "-w", "sh", "-c", line]
+    there = subprocess.Popen(command, stdin=theirs, stdout=theirs)
     theirs.close()
     threading.Thread(target=feed, daemon=True).start()
     while answer := ours.recv(65536):
@@ -117,6 +118,11 @@ class Phone:
     def cut(self) -> None:
         """Take the phone away."""
         raise NotImplementedError
+
+    def remove(self, *names: str) -> None:
+        """Remove folders from its /data/local/tmp."""
+        for name in names:
+            shutil.rmtree(self.tmp / name, ignore_errors=True)
 
     def bench(self, model: Path, *options: str) -> "subprocess.Popen[str]":
         """Start edgekd bench on the phone."""
@@ -232,6 +238,7 @@ def real_adbd(folder: Path) -> Iterator[RealAdbd]:
         holder.kill()
         holder.wait()
         holder.stdout.close()
+        phone.remove(*(entry.name for entry in PLACE.glob("edgekd-*")))
         for place in made:
             place.rmdir()
 

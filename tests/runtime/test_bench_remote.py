@@ -223,6 +223,32 @@ def test_the_reason_of_a_failure_there_comes_back(machine: SshMachine, tiny_gguf
 
 
 @needs_sshd
+def test_what_an_edgekd_there_answers_is_checked(machine: SshMachine, tiny_gguf: Path) -> None:
+    program = machine.home / ".local/bin/edgekd"
+    write_program(program, """echo '{"schema": "edgekd.bench/1", "results": [{}]}'""")
+    with pytest.raises(DeviceError, match=r"ssh://\S+ gave a document that breaks its schema at"):
+        bench(machine, tiny_gguf)
+    write_program(program, "exec yes")
+    with pytest.raises(DeviceError, match=r"ssh gave more than 67\.1 MB"):
+        bench(machine, tiny_gguf)
+    assert wait_until(lambda: machine.running() == [], 10), machine.running()
+    write_program(program, "printf 'edgekd: no \\033[2Jmodel\\n' >&2; exit 1")
+    with pytest.raises(EngineError, match="no \ufffd\\[2Jmodel"):
+        bench(machine, tiny_gguf)
+
+
+@needs_sshd
+def test_the_name_of_a_program_there_reaches_no_shell(machine: SshMachine, tiny_gguf: Path) -> None:
+    for name in ("x; touch pwned", "$(touch pwned)", "-v'`touch pwned`"):
+        address = parse_address(machine.address)
+        assert isinstance(address, SshAddress)
+        with pytest.raises(DeviceError, match="has no program") as caught:
+            run_bench_over_ssh([str(tiny_gguf)], SMALL, address, remote_edgekd=name)
+        assert name in str(caught.value)
+    assert not list(machine.home.rglob("pwned")) and not Path("pwned").exists()
+
+
+@needs_sshd
 @pytest.mark.parametrize(
     ("python", "said"),
     [
@@ -307,6 +333,14 @@ def test_an_address_is_read_and_written(text: str, address: SshAddress | AdbAddr
         "adb://-s",
         "adb://",
         "ssh://user:word@host",
+        "ssh://me@-oProxyCommand=touch",
+        "ssh://host;touch pwned",
+        "ssh://host$(touch pwned)",
+        "ssh://host\nother",
+        "ssh://h\u00f6st",
+        "adb://serial;touch pwned",
+        "adb://serial touch",
+        "adb://serial`touch pwned`",
     ],
 )
 def test_what_is_no_address_is_refused(text: str) -> None:
