@@ -135,9 +135,9 @@ class Phone:
         self._progress.say(f"pushing {source.name} ({format_bytes(n_bytes)}) to {self._address}")
         ended = self._adb("push", str(source.absolute()), target)
         if ended.code:
-            # Of a push, adb writes what went wrong to its standard output.
-            said = ended.output.strip().splitlines()
-            found = said[-1] if said and not ended.errors else ended.last_line
+            # Of a push, adb writes what went wrong to its standard output, a summary after it.
+            said = [line for line in ended.output.splitlines() if line.startswith("adb: error:")]
+            found = said[-1] if said else ended.last_line
             raise DeviceError(
                 f"{source.name} did not arrive on {self._address}: {found}; look at "
                 "'adb devices' and at the room on the phone, and try again"
