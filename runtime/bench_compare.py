@@ -7,13 +7,13 @@ Models that took turns in one run are compared pair by pair.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from edgekd.errors import DataError
 from edgekd.runtime.bench_result import SCHEMA
-from edgekd.runtime.llama_bench_rows import parse_rows, samples_of, scenario_of
+from edgekd.runtime.llama_bench_rows import PHONE_SCHEMA, parse_rows, samples_of, scenario_of
 from edgekd.runtime.stats import Ratio, paired_ratio, unpaired_ratio
 
 Verdict = Literal["within limits", "regression", "inconclusive"]
@@ -154,6 +154,8 @@ def _read(path: Path) -> list[Measured]:
         raise DataError(
             f"{path} is no result of edgekd bench -o json or llama-bench -o json: {error!r}"
         ) from error
+    if schema == PHONE_SCHEMA:
+        return _from_phone(path, document)
     if schema != SCHEMA:
         raise DataError(f"{path} has the schema {schema}, this edgekd reads {SCHEMA}")
     return _from_document(path, document)
@@ -176,6 +178,16 @@ def _from_document(path: Path, document: dict[str, Any]) -> list[Measured]:
         ]
     except (KeyError, TypeError) as error:
         raise DataError(f"{path} is cut short or changed: it has no {error}") from error
+
+
+def _from_phone(path: Path, document: dict[str, Any]) -> list[Measured]:
+    try:
+        rows, reasons = document["rows"], document["invalid_reasons"]
+        machine = document["machine"]
+    except KeyError as error:
+        raise DataError(f"{path} is cut short or changed: it has no {error}") from error
+    found = _from_rows(path, rows)
+    return [replace(entry, machine=machine, invalid_reasons=reasons) for entry in found]
 
 
 def _from_rows(path: Path, rows: list[dict[str, Any]]) -> list[Measured]:

@@ -14,6 +14,8 @@ from edgekd.errors import DataError
 from edgekd.runtime.bench_settings import Scenario
 from edgekd.units import format_count
 
+PHONE_SCHEMA = "edgekd.bench-phone/1"
+"""Of a document that holds rows of a llama-bench that ran on a phone."""
 # What llama-bench writes for a setting that was left alone, on a CPU.
 _DEFAULTS: dict[str, Any] = {
     "gpu_info": "",
@@ -43,6 +45,7 @@ _DEFAULTS: dict[str, Any] = {
     "fit_target": 0,
     "fit_min_ctx": 0,
 }
+_LONGEST_NS = 1e18  # 31 years
 _PACKAGES = {"llama.cpp": "llama-cpp-python"}
 
 
@@ -86,6 +89,11 @@ def scenario_of(row: dict[str, Any]) -> Scenario:
         n_prompt, n_gen, depth = row["n_prompt"], row["n_gen"], row.get("n_depth", 0)
     except KeyError as error:
         raise DataError(f"a row of llama-bench without {error}") from error
+    if any(type(count) is not int or count < 0 for count in (n_prompt, n_gen, depth)):
+        raise DataError(
+            f"a row of llama-bench with {n_prompt!r:.40} prompt and {n_gen!r:.40} generated tokens "
+            f"at depth {depth!r:.40}; whole numbers are expected, write it with -o json or jsonl"
+        )
     if bool(n_prompt) == bool(n_gen):
         raise DataError(
             f"a row of llama-bench with {n_prompt} prompt and {n_gen} generated tokens mixes two "
@@ -102,7 +110,7 @@ def samples_of(row: dict[str, Any]) -> list[float]:
         DataError: it keeps no samples, as in llama-bench's CSV and SQL.
     """
     samples = row.get("samples_ns")
-    if not isinstance(samples, list) or not samples or not all(s > 0 for s in samples):
+    if not isinstance(samples, list) or not samples or not all(map(_is_time, samples)):
         raise DataError("a row of llama-bench without samples_ns; write it with -o json or jsonl")
     return [sample / 1e9 for sample in samples]
 
@@ -112,11 +120,15 @@ def parse_rows(text: str) -> list[dict[str, Any]] | None:
     for parse in (json.loads, _parse_lines):
         try:
             parsed = parse(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if is_llama_bench(parsed):
             return list(parsed)
     return None
+
+
+def _is_time(sample: Any) -> bool:
+    return type(sample) in (int, float) and 0 < sample < _LONGEST_NS
 
 
 def _parse_lines(text: str) -> list[Any]:

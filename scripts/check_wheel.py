@@ -7,18 +7,20 @@ import zipfile
 from pathlib import Path
 
 PARTS = ("distill", "export", "runtime", "devices")
+SCHEMAS = "docs/schemas"
 
 
 def expected_files() -> set[str]:
     """Return the names that the wheel must hold, from what git tracks."""
-    command = ["git", "ls-files", "src/edgekd", *PARTS]
+    command = ["git", "ls-files", "src/edgekd", SCHEMAS, *PARTS]
     tracked = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     names = set()
     for name in tracked:
         path = Path(name)
         if path.is_symlink():
             continue
-        inside = path.relative_to("src/edgekd") if path.parts[0] == "src" else path
+        base = {"src": "src/edgekd", "docs": "docs"}.get(path.parts[0], ".")
+        inside = path.relative_to(base)
         names.add(f"edgekd/{inside}")
     return names
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +12,7 @@ from typer.core import TyperGroup
 from edgekd.cli_options import Json, Quiet, Threads
 from edgekd.errors import EdgekdError
 from edgekd.progress import make_progress
+from edgekd.runtime.bench_remote_address import AdbAddress, SshAddress, parse_address
 
 _USAGE = 2
 _DEFAULT = "run"
@@ -64,16 +66,25 @@ def run(
     save: Annotated[
         Path | None, typer.Option(help="Also write the JSON document here, for compare.")
     ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Another machine: ssh://user@host[:port], or adb://SERIAL."),
+    ] = None,
+    remote_edgekd: Annotated[
+        str | None, typer.Option(help="Where edgekd lies on the ssh machine, if not found.")
+    ] = None,
+    remote_binary: Annotated[
+        Path | None, typer.Option(help="Over adb: your llama-bench that is built for the phone.")
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure speed, latency, memory and energy of MODELS on this machine.
+    """Measure speed, latency, memory and energy of MODELS on this machine, or on --device.
 
     Several models take turns. Two measurements are compared by: edgekd bench compare BASE NEW
     """
-    from edgekd.files import write_text_atomic
-    from edgekd.runtime.bench import BenchSettings, run_bench
-    from edgekd.runtime.bench_formats import render, to_json
+    from edgekd.runtime.bench_formats import render
+    from edgekd.runtime.bench_settings import BenchSettings
 
     settings = BenchSettings(
         prompt_tokens=prompt_tokens,
@@ -86,10 +97,28 @@ def run(
         roofline=roofline,
         soak_minutes=soak,
     )
-    document = run_bench(models, settings, make_progress(quiet)).as_dict()
-    if save is not None:
-        write_text_atomic(save, to_json(document) + "\n")
-    print(json.dumps(document) if as_json else render(document, output))
+    address = _address(device, remote_edgekd, remote_binary, output)
+    progress = make_progress(quiet)
+    if isinstance(address, AdbAddress):
+        from edgekd.runtime.bench_remote_adb import run_bench_over_adb
+        from edgekd.runtime.bench_remote_formats import render_phone
+
+        assert remote_binary is not None
+        measured = run_bench_over_adb(models, settings, address, progress, binary=remote_binary)
+        _give(measured, save, as_json, lambda: render_phone(measured, output))
+    elif address is not None:
+        from edgekd.runtime.bench_remote import run_bench_over_ssh
+
+        document = run_bench_over_ssh(
+            models, settings, address, progress, remote_edgekd=remote_edgekd
+        )
+        progress.say(f"measured on {address}")
+        _give(document, save, as_json, lambda: render(document, output))
+    else:
+        from edgekd.runtime.bench import run_bench
+
+        local = run_bench(models, settings, progress).as_dict()
+        _give(local, save, as_json, lambda: render(local, output))
 
 
 @app.command()
@@ -119,6 +148,36 @@ def compare(
     else:
         print(comparison.verdict if quiet else to_text(comparison))
     raise typer.Exit(comparison.exit_code)
+
+
+def _address(
+    device: str | None, remote_edgekd: str | None, remote_binary: Path | None, output: str
+) -> SshAddress | AdbAddress | None:
+    """Return where to measure, after a look at the options that go with it."""
+    address = None if device is None else parse_address(device)
+    is_adb = isinstance(address, AdbAddress)
+    if is_adb and remote_binary is None:
+        raise typer.BadParameter(
+            "adb needs a llama-bench that is built for the phone", param_hint="--remote-binary"
+        )
+    if is_adb and output == "html":
+        raise typer.BadParameter("a phone's rows have no html; take md", param_hint="-o")
+    if remote_binary is not None and not is_adb:
+        raise typer.BadParameter("goes with --device adb://SERIAL", param_hint="--remote-binary")
+    if remote_edgekd is not None and not isinstance(address, SshAddress):
+        raise typer.BadParameter("goes with --device ssh://host", param_hint="--remote-edgekd")
+    return address
+
+
+def _give(
+    document: dict[str, Any], save: Path | None, as_json: bool, text: Callable[[], str]
+) -> None:
+    """Write the document where it is wanted, and print it or its ``text``."""
+    from edgekd.files import write_text_atomic
+
+    if save is not None:
+        write_text_atomic(save, json.dumps(document, indent=2) + "\n")
+    print(json.dumps(document) if as_json else text())
 
 
 def _ttft_lengths(text: str | None, prompt_tokens: int) -> tuple[int, ...]:
