@@ -21,6 +21,7 @@ from edgekd.runtime.batch_engine import (
 )
 from edgekd.runtime.onnx_engine import CacheBinding, allocate_cache, input_names, open_session
 from edgekd.runtime.onnx_runs import Run, plan_runs
+from edgekd.runtime.providers import choose, engine_name
 from edgekd.runtime.tokenizer import read_json
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 class OnnxBatchEngine:
     """One ONNX model with the KV caches of many sequences."""
 
-    name = "onnxruntime"
     batch_tokens = BATCH_TOKENS
 
     def __init__(self, folder: Path, options: EngineOptions) -> None:
@@ -46,8 +46,10 @@ class OnnxBatchEngine:
             RecipeError: the execution provider is not known or not installed.
         """
         config = read_json(folder / "config.json")
+        chosen = choose(options.provider)
+        self.name = engine_name(chosen)
         self._session = open_session(
-            folder, options.n_threads, options.provider, require_npu=options.require_npu
+            folder, options.n_threads, chosen, require_npu=options.require_npu
         )
         self.vocab_size = int(config["vocab_size"])
         self.context_tokens = min(options.context_tokens, int(config["max_position_embeddings"]))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import EngineError, ModelError
 from edgekd.runtime.engine import check_fits
-from edgekd.runtime.providers import create_session
+from edgekd.runtime.providers import choose, create_session, describe_use, engine_name
 from edgekd.runtime.tokenizer import read_json
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ _CACHE_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 
 class OnnxEngine:
     """One ONNX model with the KV cache of one sequence."""
-
-    name = "onnxruntime"
 
     def __init__(
         self,
@@ -47,7 +45,10 @@ class OnnxEngine:
             EngineError: it cannot be used, or leaves to the CPU what ``require_npu`` forbids.
         """
         config = read_json(folder / "config.json")
-        self._session = open_session(folder, n_threads, provider, require_npu=require_npu)
+        chosen = choose(provider)
+        self.name = engine_name(chosen)
+        self._session = open_session(folder, n_threads, chosen, require_npu=require_npu)
+        self.provider_use = describe_use({"model": self._session}, chosen)
         self.vocab_size = int(config["vocab_size"])
         self.context_tokens = min(context_tokens, int(config["max_position_embeddings"]))
         self._cache = allocate_cache(self._session, 1, self.context_tokens)

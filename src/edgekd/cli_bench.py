@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from edgekd.cli_options import Json, Quiet, Threads
+from edgekd.cli_options import Json, Provider, Quiet, RequireNpu, Threads
 from edgekd.errors import EdgekdError
 from edgekd.progress import make_progress
 
@@ -61,6 +61,8 @@ def run(
     roofline: Annotated[
         bool, typer.Option(help="Probe bandwidth and multiplications first.")
     ] = True,
+    ep: Provider = "cpu",
+    require_npu: RequireNpu = False,
     save: Annotated[
         Path | None, typer.Option(help="Also write the JSON document here, for compare.")
     ] = None,
@@ -85,6 +87,8 @@ def run(
         cold_start=cold,
         roofline=roofline,
         soak_minutes=soak,
+        provider=ep,
+        require_npu=require_npu,
     )
     document = run_bench(models, settings, make_progress(quiet)).as_dict()
     if save is not None:

@@ -59,7 +59,7 @@ def test_unknown_providers_are_refused_and_known_ones_named() -> None:
 
 
 def test_a_provider_that_is_not_installed_names_its_package() -> None:
-    absent = Provider("AbsentExecutionProvider", "untested", "no_such_plugin", "no-such-plugin")
+    absent = Provider("AbsentExecutionProvider", "no_such_plugin", "no-such-plugin")
     with pytest.raises(RecipeError, match="not installed; run: pip install no-such-plugin"):
         register(absent)
 
@@ -72,7 +72,7 @@ def test_a_provider_whose_library_does_not_load_is_reported_as_such(
         f"def get_library_path():\n    return {str(tmp_path / 'broken.so')!r}\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    broken = Provider("BrokenExecutionProvider", "untested", "broken_plugin", "broken-plugin")
+    broken = Provider("BrokenExecutionProvider", "broken_plugin", "broken-plugin")
     with pytest.raises(EngineError, match="BrokenExecutionProvider cannot be loaded: .*broken.so"):
         register(broken)
     sys.modules.pop("broken_plugin")
