@@ -14,7 +14,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -52,7 +52,7 @@ def main() -> None:
         result = measure(arguments.folder, arguments.provider)
     except EdgekdError as error:
         result = {"unavailable": str(error)}
-    print(json.dumps(result | {"tools": _versions(arguments.provider)}))
+    print(json.dumps(result | {"tools": _versions(arguments.provider)}), flush=True)
 
 
 def measure(folder: Path, provider: str) -> dict[str, Any]:
@@ -61,17 +61,18 @@ def measure(folder: Path, provider: str) -> dict[str, Any]:
     reference = open_model(folder, context_tokens=_CONTEXT_TOKENS, n_threads=1)
     assert candidate.provider_use
     ids = candidate.tokenizer.encode(_TEXT)[:_N_TOKENS]
-    return {
-        "engine": candidate.engine.name,
-        "nodes": candidate.provider_use.nodes,
-        "operators": {name: placed(path, provider) for name, path in _graphs(folder).items()},
-        "prompt_to_cpu": asdict(
-            compare(at_once(reference.engine, ids), at_once(candidate.engine, ids))
-        ),
-        "single_tokens_to_cpu": asdict(
-            compare(one_by_one(reference.engine, ids), one_by_one(candidate.engine, ids))
-        ),
-    }
+    with closing(candidate.engine), closing(reference.engine):
+        return {
+            "engine": candidate.engine.name,
+            "nodes": candidate.provider_use.nodes,
+            "operators": {name: placed(path, provider) for name, path in _graphs(folder).items()},
+            "to_cpu": {
+                how.__name__: asdict(
+                    compare(how(reference.engine, ids), how(candidate.engine, ids))
+                )
+                for how in (at_once, one_by_one)
+            },
+        }
 
 
 def at_once(engine: Engine, ids: Sequence[int]) -> "Logits":

@@ -120,7 +120,8 @@ def create_session(
     try:
         session = ort.InferenceSession(str(path), settings, providers=devices)
     except Exception as error:  # the library raises a family without a common base
-        raise ModelError(f"ONNX Runtime cannot load {path}: {_first_line(error)}") from error
+        where = "" if short == "cpu" else f" with --ep {short}"
+        raise ModelError(f"ONNX Runtime cannot load {path}{where}: {_first_line(error)}") from error
     if short != "cpu":
         _check_placement(session, path, short, known.full_name, require_npu)
     elif require_npu:

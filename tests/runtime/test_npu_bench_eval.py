@@ -15,6 +15,9 @@ from edgekd.errors import EngineError
 from edgekd.export.export_model import export_model
 from edgekd.export.to_npu import NpuOptions
 from edgekd.runtime.bench import BenchSettings, run_bench
+from edgekd.runtime.model_facts import read_facts
+from edgekd.runtime.model_kind import ModelKind
+from edgekd.runtime.static_model import NPU_FILE
 from tests.conftest import TEXTS
 
 needs_qnn = pytest.mark.skipif(
@@ -92,6 +95,22 @@ def test_a_benchmark_in_the_emulator_is_void_and_says_why(on_npu: Path) -> None:
     assert document["settings"]["provider"] == "qnn" and document["settings"]["require_npu"]
     assert not document["valid"] and not result["valid"]
     assert any("says nothing about the chip" in reason for reason in result["invalid_reasons"])
+
+
+@needs_qnn
+def test_sizes_of_a_graph_of_fixed_shapes_are_those_of_the_one_of_any_shape(
+    on_npu: Path, tiny_onnx: Path, tmp_path: Path
+) -> None:
+    fixed, free = (read_facts(ModelKind.ONNX, folder) for folder in (on_npu, tiny_onnx))
+    for name in ("n_parameters", "prefill_parameters"):
+        assert getattr(fixed, name).value == getattr(free, name).value
+    layers, heads, head_dim, sides, fp16_bytes = 3, 2, 16, 2, 2
+    assert fixed.kv_bytes_per_token.value == layers * heads * head_dim * sides * fp16_bytes
+    (tmp_path / NPU_FILE).write_bytes((on_npu / NPU_FILE).read_bytes())
+    packed = read_facts(ModelKind.ONNX, tmp_path)
+    assert packed.n_parameters.value is None and "no decode.onnx" in (
+        packed.n_parameters.reason or ""
+    )
 
 
 @needs_qnn
