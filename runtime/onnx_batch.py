@@ -4,7 +4,7 @@ The KV caches of all slots lie in one buffer per layer and side, bound as past a
 every run: where GroupQueryAttention sees the same memory on both sides, it writes in place and
 nothing is copied per token. Bindings are made once for every range of slots.
 
-On an execution provider other than the CPU, ONNX Runtime copies the buffers there and back.
+That holds on the CPU; on other execution providers a folder gets one sequence (batch_loading).
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,6 @@ from edgekd.runtime.batch_engine import (
 )
 from edgekd.runtime.onnx_engine import CacheBinding, allocate_cache, input_names, open_session
 from edgekd.runtime.onnx_runs import Run, plan_runs
-from edgekd.runtime.providers import choose, engine_name
 from edgekd.runtime.tokenizer import read_json
 
 if TYPE_CHECKING:
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
 class OnnxBatchEngine:
     """One ONNX model with the KV caches of many sequences."""
 
+    name = "onnxruntime"
     batch_tokens = BATCH_TOKENS
 
     def __init__(self, folder: Path, options: EngineOptions) -> None:
@@ -46,10 +46,8 @@ class OnnxBatchEngine:
             RecipeError: the execution provider is not known or not installed.
         """
         config = read_json(folder / "config.json")
-        chosen = choose(options.provider)
-        self.name = engine_name(chosen)
         self._session = open_session(
-            folder, options.n_threads, chosen, require_npu=options.require_npu
+            folder, options.n_threads, options.provider, require_npu=options.require_npu
         )
         self.vocab_size = int(config["vocab_size"])
         self.context_tokens = min(options.context_tokens, int(config["max_position_embeddings"]))

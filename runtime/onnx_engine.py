@@ -1,7 +1,8 @@
 """An ONNX folder run by plain ONNX Runtime.
 
-The KV cache is allocated once and bound as past and present of every step, so that
-GroupQueryAttention writes new keys and values in place and nothing is copied per token.
+On the CPU the KV cache is allocated once and bound as past and present of every step, so that
+GroupQueryAttention writes new keys and values in place and nothing is copied per token; other
+providers get a cache that is copied.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import EngineError, ModelError
 from edgekd.runtime.engine import check_fits
+from edgekd.runtime.onnx_copied_cache import CopiedCache
 from edgekd.runtime.providers import choose, create_session, describe_use, engine_name
 from edgekd.runtime.tokenizer import read_json
 
@@ -51,8 +53,10 @@ class OnnxEngine:
         self.provider_use = describe_use({"model": self._session}, chosen)
         self.vocab_size = int(config["vocab_size"])
         self.context_tokens = min(context_tokens, int(config["max_position_embeddings"]))
-        self._cache = allocate_cache(self._session, 1, self.context_tokens)
-        self._binding = CacheBinding(self._session, self._cache)
+        is_shared = chosen == "cpu"
+        self._cache = allocate_cache(self._session, 1, self.context_tokens if is_shared else 0)
+        kind = CacheBinding if is_shared else CopiedCache
+        self._binding = kind(self._session, self._cache)
         self._can_skip_logits = "logits_to_keep" in input_names(self._session)
         self._position = 0
 
