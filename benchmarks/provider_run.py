@@ -39,8 +39,12 @@ _TEXT = (
     "clockwork that turns the lens, and writes the weather into a book that nobody reads."
 )
 _N_TOKENS, _CONTEXT_TOKENS = 24, 64
-_FORCED = re.compile(r"Force fallback to CPU execution for node: (\S+?) because (.+)")
-_NO_KERNEL = "no reason given: the provider has no kernel for it here, or did not claim it"
+# What ONNX Runtime says, at its most talkative, of a node that a provider does not get.
+_REFUSED = re.compile(r"(?P<why>\w+ kernel not found).* node name: (?P<node>\S+)")
+_KEPT_BACK = re.compile(
+    r"Force fallback to CPU execution for node: (?P<node>\S+) (?P<why>because .+)"
+)
+_NO_REASON = "the provider did not claim it, and gives no reason"
 
 
 def main() -> None:
@@ -99,9 +103,11 @@ def placed(path: Path, provider: str) -> list[dict[str, Any]]:
         with _stderr_into(log):
             session = create_session(path, provider, n_threads=1, log_severity=0)
         log.seek(0)
-        forced = dict(_FORCED.findall(log.read().decode("utf-8", "replace")))
+        said = log.read().decode("utf-8", "replace")
+    told = [match for pattern in (_REFUSED, _KEPT_BACK) for match in pattern.finditer(said)]
+    reasons_told = {match["node"]: match["why"].strip() for match in told}
     reasons = {
-        name: None if where != CPU else forced.get(name, _NO_KERNEL).strip()
+        name: None if where != CPU else reasons_told.get(name, _NO_REASON)
         for name, (where, _) in nodes_of(session).items()
     }
     counts = Counter(
