@@ -1,7 +1,7 @@
 """INT4 exports on OpenVINO and WebGPU: placement of every node, and distance from the CPU.
 
     python benchmarks/providers.py --out benchmarks/results/providers.json
-    python benchmarks/providers.py --model student-int4-onnx --out providers.json
+    python benchmarks/providers.py --ep webgpu --model student-int4-onnx --out providers.json
 
 Each provider gets a virtual environment of its own, since its package brings an ONNX Runtime of its
 own. WebGPU runs on SwiftShader, a Vulkan in software, which lies in Debian's Chromium: it is
@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -44,27 +45,34 @@ def main() -> None:
         work = (arguments.work or Path(folder)).absolute()
         work.mkdir(parents=True, exist_ok=True)
         models = [*export_tiny(work), *(model.absolute() for model in arguments.model)]
-        rows = {name: try_provider(name, models, work) for name in arguments.ep or _PACKAGES}
+        rows = kept_rows(arguments.out) if arguments.ep else {}
+        rows |= {name: try_provider(name, models, work) for name in arguments.ep or _PACKAGES}
     record({"providers": rows}, arguments.out)
+
+
+def kept_rows(out: Path | None) -> dict[str, Any]:
+    """Return what ``out`` says of providers already, which --ep leaves as it is."""
+    if out is None or not out.exists():
+        return {}
+    found: dict[str, Any] = json.loads(out.read_text("utf-8"))["providers"]
+    return found
 
 
 def export_tiny(work: Path) -> list[Path]:
     """Return the tiny model as ONNX folders, exported unless they are there."""
+    cpu, static = work / "tiny-int4-onnx", work / "tiny-int4-onnx-static"
+    if cpu.exists() and static.exists():
+        return [cpu, static]
     from edgekd.export.export_model import export_model
     from edgekd.export.to_npu import NpuOptions
-    from edgekd.progress import Silence
 
     sys.path.insert(0, str(ROOT))
     from tests.conftest import save_tiny_model
 
-    cpu, static = work / "tiny-int4-onnx", work / "tiny-int4-onnx-static"
-    if not cpu.exists() or not static.exists():
-        checkpoint = str(save_tiny_model(work / "tiny"))
-        export_model(checkpoint, "onnx", cpu, quant="q4_0", progress=Silence())
-        npu = NpuOptions(context_tokens=64, prefill_tokens=16, emulate=False)
-        export_model(
-            checkpoint, "onnx", static, quant="q4_0", target="qnn", npu=npu, progress=Silence()
-        )
+    checkpoint = str(save_tiny_model(work / "tiny"))
+    export_model(checkpoint, "onnx", cpu)
+    npu = NpuOptions(context_tokens=128, prefill_tokens=16, emulate=False)
+    export_model(checkpoint, "onnx", static, target="qnn", npu=npu)
     return [cpu, static]
 
 
@@ -77,7 +85,7 @@ def try_provider(name: str, models: list[Path], work: Path) -> dict[str, Any]:
         return {"unavailable": str(error)}
     rows = {model.name: run_one(python, model, name, environment) for model in models}
     device = "SwiftShader, Vulkan in software" if name == "webgpu" else "CPU, by OpenVINO"
-    return {"device": device, "models": rows}
+    return {"device": device, "date": datetime.now(UTC).date().isoformat(), "models": rows}
 
 
 def make_environment(name: str, work: Path) -> Path:
@@ -116,9 +124,10 @@ def software_vulkan(work: Path) -> dict[str, str]:
 
 def run_one(python: Path, model: Path, name: str, environment: dict[str, str]) -> dict[str, Any]:
     """Return the document that benchmarks/provider_run.py prints."""
-    command = [python, Path(__file__).with_name("provider_run.py"), model, name]
+    # By its name alone, so that no message tells where it lay.
+    command = [python, Path(__file__).absolute().with_name("provider_run.py"), model.name, name]
     try:
-        done = _run(command, environment=environment)
+        done = _run(command, model.parent, environment)
     except UnavailableError as error:
         return {"unavailable": str(error)}
     found: dict[str, Any] = json.loads(done.splitlines()[-1])

@@ -76,15 +76,17 @@ BACKENDS: dict[str, Backend] = {
     ),
     "openvino": Backend(
         title="ONNX Runtime on OpenVINO",
-        label="untested",
-        evidence="TODO",
+        label="verified-on-device",
+        evidence="benchmarks/results/providers.json, a tiny model on OpenVINO's CPU device; "
+        "no GPU or NPU of Intel was at hand",
         package="onnxruntime-openvino",
         install_note=_OWN,
     ),
     "webgpu": Backend(
         title="ONNX Runtime on WebGPU",
-        label="untested",
-        evidence="TODO",
+        label="verified-in-emulator",
+        evidence="benchmarks/results/providers.json, a tiny model on SwiftShader, a Vulkan in "
+        "software; no GPU was at hand",
         package="onnxruntime-webgpu",
         install_note=_OWN,
     ),

@@ -1,5 +1,6 @@
 """Execution providers: what is not there, does not load or takes nothing is said, never hidden."""
 
+import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -82,6 +83,18 @@ def test_a_provider_whose_library_does_not_load_is_reported_as_such(
 def test_every_provider_is_in_the_table_of_backends() -> None:
     assert PROVIDERS.keys() <= BACKENDS.keys()
     assert BACKENDS["qnn"].label == "verified-in-emulator"  # no chip was at hand
+
+
+@pytest.mark.parametrize("name", ["openvino", "webgpu"])
+def test_what_is_called_verified_was_close_to_the_cpu_when_it_was_tried(name: str) -> None:
+    path = Path(__file__).parents[2] / "benchmarks/results/providers.json"
+    tried = json.loads(path.read_text())["providers"][name]
+    ran = [row for row in tried.get("models", {}).values() if "to_cpu" in row]
+    assert bool(ran) == BACKENDS[name].label.startswith("verified")
+    for row in ran:
+        full_name = PROVIDERS[name].full_name
+        assert all(nodes[full_name] > 0 for nodes in row["nodes"].values())
+        assert all(found["kl_nats"] < 0.01 for found in row["to_cpu"].values())
 
 
 @needs_qnn
