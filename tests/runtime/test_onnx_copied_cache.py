@@ -1,20 +1,23 @@
 """The cache that is copied at every step gives what the one that is written in place gives."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgekd.runtime.onnx_copied_cache import CopiedCache
 from edgekd.runtime.onnx_engine import OnnxEngine, allocate_cache, open_session
 
 
-def _run(cache: CopiedCache, ids: list[int], n_past: int) -> np.ndarray:
+def _run(cache: CopiedCache, ids: list[int], n_past: int) -> NDArray[Any]:
     inputs = {
         "input_ids": np.asarray([ids], np.int64),
         "attention_mask": np.ones((1, n_past + len(ids)), np.int64),
         "logits_to_keep": np.asarray([1], np.int64),
     }
-    return cache.run(inputs, (1, 1, 405))[0, -1]
+    logits: NDArray[Any] = cache.run(inputs, (1, 1, 405))[0, -1]
+    return logits
 
 
 def test_a_prompt_single_tokens_and_a_shortened_past_give_the_same(tiny_onnx: Path) -> None:
