@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+from edgekd.devices.backends import BACKENDS, Backend, install_command
 from edgekd.devices.detect import governor, memory_bytes, read_text
 from edgekd.devices.energy import EnergyMeter
 from edgekd.units import format_bytes
@@ -31,15 +32,6 @@ _PACKAGES = {
     "uvicorn": "serve",
     "llguidance": "serve",
 }
-# How far each way to run a model was tried, where edgekd itself is developed: on the device it is
-# for, in an emulator of it, compiled only, or not at all.
-_BACKENDS = {
-    "llama.cpp on CPU": ("llama-cpp-python", "gguf", "verified-on-device"),
-    "ONNX Runtime on CPU": ("onnxruntime", "onnx", "verified-on-device"),
-    "ONNX Runtime on Hexagon NPUs (QNN)": ("onnxruntime-qnn", None, "untested"),
-    "llama.cpp on GPUs": ("llama-cpp-python", "gguf", "untested"),
-    "ONNX Runtime on CUDA": ("onnxruntime-gpu", None, "untested"),
-}
 _MIN_MEMORY_BYTES = 2_000_000_000
 _MIN_DISK_BYTES = 5_000_000_000
 _BUSY_PERCENT = 5.0
@@ -55,13 +47,15 @@ class Check:
     """What is there, as text for people."""
     advice: str | None = None
     """What to do; None where all is well."""
+    evidence: str | None = None
+    """Of a backend: why it has the label that was found."""
 
 
 def diagnose(root: Path = Path("/"), cache: Path | None = None) -> list[Check]:
     """Return every check of the machine below ``root``; models are fetched into ``cache``."""
     return [
         *(_check_package(package, extra) for package, extra in _PACKAGES.items()),
-        *(_check_backend(name, *facts) for name, facts in _BACKENDS.items()),
+        *(_check_backend(backend) for backend in BACKENDS.values()),
         _check_memory(root),
         _check_disk(cache or _cache_folder()),
         _check_compiler(),
@@ -78,15 +72,15 @@ def _check_package(package: str, extra: str) -> Check:
         return Check(package, "missing", "not installed", f"pip install 'edgekd[{extra}]'")
 
 
-def _check_backend(name: str, package: str, extra: str | None, label: str) -> Check:
+def _check_backend(backend: Backend) -> Check:
     """Return how far the backend was tried; its package may well be missing here."""
-    subject = f"backend: {name}"
+    subject = f"backend: {backend.title}"
     try:
-        version(package)
+        version(backend.package)
     except PackageNotFoundError:
-        wanted = f"edgekd[{extra}]" if extra else package
-        return Check(subject, "missing", label, f"pip install '{wanted}'")
-    return Check(subject, "ok", label)
+        advice = install_command(backend)
+        return Check(subject, "missing", backend.label, advice, backend.evidence)
+    return Check(subject, "ok", backend.label, evidence=backend.evidence)
 
 
 def _check_memory(root: Path) -> Check:

@@ -18,8 +18,8 @@ from edgekd.export.rounded_model import rounded_model
 from edgekd.runtime.engine import Engine
 from edgekd.runtime.fidelity import Fidelity, kl_per_token, log_softmax
 from edgekd.runtime.npu_engine import NpuEngine
-from edgekd.runtime.providers import PROVIDERS
-from edgekd.runtime.static_model import is_emulated, is_static, read_static
+from edgekd.runtime.providers import PROVIDERS, is_emulated
+from edgekd.runtime.static_model import is_static, read_static
 from edgekd.runtime.tokenizer import FileTokenizer
 from edgekd.runtime.torch_engine import TorchEngine
 
@@ -61,7 +61,7 @@ def verify_on_npu(folder: Path, checkpoint: Checkpoint, plan: Plan) -> dict[str,
     ids = FileTokenizer(folder).encode(_TEXT)[: n_tokens + _N_SINGLE_TOKENS]
     engine = NpuEngine(folder, model.context_tokens, 1, "qnn", require_npu=True)
     npu_TV = _logits(engine, ids)
-    placed = engine.placement()
+    placed = engine.provider_use.nodes
     engine.close()
     cpu_TV = _logits(NpuEngine(folder, model.context_tokens, 1, "cpu"), ids)
     torch_TV = _logits(TorchEngine(rounded_model(checkpoint, plan), len(ids)), ids)
@@ -75,7 +75,7 @@ def verify_on_npu(folder: Path, checkpoint: Checkpoint, plan: Plan) -> dict[str,
         )
     return {
         "on_npu": {
-            "label": "verified-in-emulator" if is_emulated() else "verified-on-device",
+            "label": "verified-in-emulator" if is_emulated("qnn") else "verified-on-device",
             "to_torch": asdict(to_torch),
             "to_onnx_cpu": asdict(to_cpu),
             "worst_gap_nats": gap_nats,

@@ -27,7 +27,8 @@ def open_batch_model(
 ) -> BatchModel:
     """Return ``model`` on the engine that runs its kind.
 
-    A checkpoint and an ONNX folder of fixed shapes get a single slot.
+    A checkpoint, an ONNX folder of fixed shapes, and one that the CPU does not run get a single
+    slot.
 
     Raises:
         ModelError: it cannot be found, read or run.
@@ -57,11 +58,14 @@ def _open_gguf(path: Path, options: EngineOptions) -> BatchModel:
 def _open_onnx(path: Path, options: EngineOptions) -> BatchModel:
     from edgekd.runtime.npu_engine import NpuEngine
     from edgekd.runtime.onnx_batch import OnnxBatchEngine
+    from edgekd.runtime.onnx_engine import OnnxEngine
+    from edgekd.runtime.providers import choose
     from edgekd.runtime.static_model import is_static
 
     engine: BatchEngine
-    if is_static(path):
-        alone = NpuEngine(
+    if is_static(path) or choose(options.provider) != "cpu":
+        kind = NpuEngine if is_static(path) else OnnxEngine
+        alone = kind(
             path,
             options.context_tokens,
             options.n_threads,

@@ -190,11 +190,14 @@ def _result(
     kind, path = ModelKind(loaded["kind"]), Path(loaded["path"])
     facts, energy = read_facts(kind, path), EnergyMeter().probe()
     reasons = [finding.message for finding in findings if finding.invalid]
-    ids = loaded["prompt_ids"]
+    provider, ids = loaded["provider"], loaded["prompt_ids"]
+    if provider and provider["is_emulated"]:
+        reasons.append("ran in an emulator, whose time says nothing about the chip")
     return BenchResult(
         model=str(path),
         kind=str(kind),
         engine=loaded["engine"],
+        provider=provider,
         n_threads=loaded["n_threads"],
         file_bytes=size_of(path),
         facts=facts,

@@ -56,6 +56,8 @@ class BenchResult:
     model: str
     kind: str
     engine: str
+    provider: dict[str, Any] | None
+    """Execution provider of an ONNX folder, its label, and the nodes that it took."""
     n_threads: int
     file_bytes: int
     facts: ModelFacts

@@ -64,6 +64,10 @@ class BenchSettings:
     """Decode until the speed is steady, at most so long; 0 leaves it out."""
     warm_up_s: float = 20.0
     """Most time for a scenario to become steady before it is measured."""
+    provider: str = "cpu"
+    """Execution provider of ONNX folders."""
+    require_npu: bool = False
+    """Refuse to leave any of an ONNX folder to the CPU."""
 
     def __post_init__(self) -> None:
         """Check every setting.

@@ -62,7 +62,14 @@ class _EngineTime:
 
 
 def start_model(
-    model: str, context_tokens: int, n_threads: int, *, cold: bool, spawned_s: float
+    model: str,
+    context_tokens: int,
+    n_threads: int,
+    *,
+    cold: bool,
+    spawned_s: float,
+    provider: str = "cpu",
+    require_npu: bool = False,
 ) -> tuple[LoadedModel, Start]:
     """Return ``model`` loaded in this fresh process, and how long it took to its first token.
 
@@ -81,7 +88,13 @@ def start_model(
     with engine_time.span("import"):
         _import_library(kind)
     with engine_time.span("load"):
-        loaded = open_model(path, context_tokens=context_tokens, n_threads=n_threads)
+        loaded = open_model(
+            path,
+            context_tokens=context_tokens,
+            n_threads=n_threads,
+            provider=provider,
+            require_npu=require_npu,
+        )
     with engine_time.span("first"):
         loaded.engine.forward([0])
     to_first_s, user_s = time.monotonic() - spawned_s, user_seconds()

@@ -57,7 +57,13 @@ class Worker:
         wanted = settings_from_dict(settings)
         n_threads = wanted.n_threads or default_threads()
         self.loaded, start = start_model(
-            model, wanted.context_tokens, n_threads, cold=cold, spawned_s=spawned_s
+            model,
+            wanted.context_tokens,
+            n_threads,
+            cold=cold,
+            spawned_s=spawned_s,
+            provider=wanted.provider,
+            require_npu=wanted.require_npu,
         )
         _check_context(self.loaded, wanted)
         ids = text_ids(self.loaded.tokenizer, wanted.text_tokens + 1)
@@ -67,6 +73,7 @@ class Worker:
             "path": str(self.loaded.path),
             "kind": str(self.loaded.kind),
             "engine": engine.name,
+            "provider": asdict(use) if (use := self.loaded.provider_use) else None,
             "n_threads": n_threads,
             "start": asdict(start),
             "prompt_ids": ids[: wanted.text_tokens],

@@ -23,6 +23,7 @@ from edgekd.runtime.identity import (
 )
 from edgekd.runtime.loading import DEFAULT_CONTEXT_TOKENS, LoadedModel, opened_model
 from edgekd.runtime.model_kind import ModelKind, locate_model
+from edgekd.runtime.providers import ProviderUse
 from edgekd.runtime.questions import read_questions, with_shots
 from edgekd.runtime.reference import FullReference, PackReference, Reference, record_teacher
 from edgekd.runtime.reference_pack import (
@@ -71,6 +72,10 @@ class EvalOptions:
     context_tokens: int = DEFAULT_CONTEXT_TOKENS
     """For questions; windows need no more than they have."""
     n_threads: int | None = None
+    provider: str = "cpu"
+    """Execution provider of ONNX folders among the models; a teacher runs on the CPU."""
+    require_npu: bool = False
+    """Refuse to leave any of them to the CPU."""
     revision: str | None = None
 
 
@@ -80,6 +85,8 @@ class ModelQuality:
 
     model: str
     engine: str
+    provider: ProviderUse | None
+    """Of an ONNX folder alone."""
     weights_sha256: str
     text: TextQuality | None
     questions: ChoiceQuality | None
@@ -257,7 +264,13 @@ def _measure(
 ) -> ModelQuality:
     window_tokens = max(map(len, reference.windows)) if reference else options.window_tokens
     context_tokens = max(window_tokens, options.context_tokens if asked else 0)
-    with opened_model(path, context_tokens=context_tokens, n_threads=options.n_threads) as loaded:
+    with opened_model(
+        path,
+        context_tokens=context_tokens,
+        n_threads=options.n_threads,
+        provider=options.provider,
+        require_npu=options.require_npu,
+    ) as loaded:
         text_quality = None
         if reference:
             text_quality = _text_quality(loaded, reference.windows, reference, progress)
@@ -267,6 +280,7 @@ def _measure(
         return ModelQuality(
             model=str(path),
             engine=loaded.engine.name,
+            provider=loaded.provider_use,
             weights_sha256=weights_sha256(loaded.kind, path),
             text=text_quality,
             questions=_choice_quality(loaded, asked, progress) if asked else None,

@@ -11,6 +11,7 @@ from edgekd.runtime.chat_template import ChatTemplate, read_chat_template
 from edgekd.runtime.engine import Engine
 from edgekd.runtime.gguf_header import GgufHeader, read_gguf_header
 from edgekd.runtime.model_kind import ModelKind, locate_model
+from edgekd.runtime.providers import ProviderUse
 from edgekd.runtime.tokenizer import FileTokenizer, Tokenizer
 
 DEFAULT_CONTEXT_TOKENS = 2048
@@ -25,6 +26,8 @@ class LoadedModel:
     engine: Engine
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
+    provider_use: ProviderUse | None = None
+    """Of an ONNX folder alone."""
 
 
 def open_model(
@@ -47,26 +50,32 @@ def open_model(
     kind, path = locate_model(str(model), revision)
     threads = n_threads or default_threads()
     if kind is ModelKind.ONNX:
-        engine, tokenizer, template = _open_onnx(
-            path, context_tokens, threads, provider, require_npu
-        )
-    else:
-        opener = {ModelKind.GGUF: _open_gguf, ModelKind.CHECKPOINT: _open_checkpoint}[kind]
-        engine, tokenizer, template = opener(path, context_tokens, threads)
-    return LoadedModel(path, kind, engine, tokenizer, template)
+        return _open_onnx(path, context_tokens, threads, provider, require_npu)
+    opener = {ModelKind.GGUF: _open_gguf, ModelKind.CHECKPOINT: _open_checkpoint}[kind]
+    return LoadedModel(path, kind, *opener(path, context_tokens, threads))
 
 
 @contextmanager
 def opened_model(
-    model: str | Path, *, context_tokens: int, n_threads: int | None = None
+    model: str | Path,
+    *,
+    context_tokens: int,
+    n_threads: int | None = None,
+    provider: str = "cpu",
+    require_npu: bool = False,
 ) -> Iterator[LoadedModel]:
     """Yield ``model``, ready to run, and free it after.
 
     Raises:
-        ModelError: it cannot be found, read or run.
-        MissingExtraError: its engine is not installed.
+        EdgekdError: as ``open_model`` does.
     """
-    loaded = open_model(model, context_tokens=context_tokens, n_threads=n_threads)
+    loaded = open_model(
+        model,
+        context_tokens=context_tokens,
+        n_threads=n_threads,
+        provider=provider,
+        require_npu=require_npu,
+    )
     with closing(loaded.engine):
         yield loaded
 
@@ -112,14 +121,15 @@ def _open_gguf(path: Path, context_tokens: int, n_threads: int) -> _Opened:
 
 def _open_onnx(
     path: Path, context_tokens: int, n_threads: int, provider: str, require_npu: bool
-) -> _Opened:
+) -> LoadedModel:
     from edgekd.runtime.npu_engine import NpuEngine
     from edgekd.runtime.onnx_engine import OnnxEngine
     from edgekd.runtime.static_model import is_static
 
     kind = NpuEngine if is_static(path) else OnnxEngine
-    engine: Engine = kind(path, context_tokens, n_threads, provider, require_npu=require_npu)
-    return engine, FileTokenizer(path), read_chat_template(path)
+    engine = kind(path, context_tokens, n_threads, provider, require_npu=require_npu)
+    tokenizer, template = FileTokenizer(path), read_chat_template(path)
+    return LoadedModel(path, ModelKind.ONNX, engine, tokenizer, template, engine.provider_use)
 
 
 def _open_checkpoint(path: Path, context_tokens: int, n_threads: int) -> _Opened:

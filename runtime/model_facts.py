@@ -16,6 +16,7 @@ from typing import Any
 from edgekd.devices.reading import Reading
 from edgekd.runtime.gguf_header import GgufHeader, read_gguf_header
 from edgekd.runtime.model_kind import ModelKind
+from edgekd.runtime.static_model import is_static, read_static
 from edgekd.runtime.tokenizer import read_json
 
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "I8": 1, "U8": 1}
@@ -161,7 +162,10 @@ def _facts_of_onnx(path: Path) -> ModelFacts:
         import onnx
     except ImportError:
         return _unknown(source, "reading a graph needs the onnx package: pip install onnx")
-    graph = onnx.load(path / "model.onnx", load_external_data=False).graph
+    file = path / ("decode.onnx" if is_static(path) else "model.onnx")
+    if not file.is_file():
+        return _unknown(source, f"{path.name} holds binaries for an NPU, and no {file.name}")
+    graph = onnx.load(file, load_external_data=False).graph
     weights = {entry.name: entry for entry in graph.initializer}
     origins = {n.output[0]: n.input[0] for n in graph.node if n.op_type in _RESHAPING}
     looked_up: set[str] = set()
@@ -178,7 +182,8 @@ def _facts_of_onnx(path: Path) -> ModelFacts:
             n_all += n_values
             n_body += 0 if "logits" in node.output else n_values
     read = sum(_onnx_bytes(weights[name]) for name in weights.keys() - (looked_up - multiplied))
-    kv_bytes = sum(_kv_row_bytes(entry) for entry in graph.input)
+    n_slots = read_static(path).context_tokens if is_static(path) else 1
+    kv_bytes = sum(_kv_row_bytes(entry) for entry in graph.input) // n_slots
     kv = Reading.measured(kv_bytes, "bytes/token", source)
     return _facts(f"{source}, matrices only", n_all, n_body, read, kv)
 
@@ -205,7 +210,10 @@ def _n_values(node: Any, shapes: list[Any]) -> int:
 
 
 def _kv_row_bytes(entry: Any) -> int:
-    """Return the bytes of one token in an input ``past_key_values.*`` [B, heads, past, dim]."""
+    """Return the bytes of an input ``past_key_values.*`` [B, heads, past, dim].
+
+    Of one token, where ``past`` may be anything; of all of them where it is fixed.
+    """
     if not entry.name.startswith("past_key_values."):
         return 0
     kind = entry.type.tensor_type

@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import EngineError
 from edgekd.runtime.engine import check_fits
-from edgekd.runtime.providers import create_session, placement
+from edgekd.runtime.providers import create_session, describe_use, engine_name
 from edgekd.runtime.static_model import (
-    GRAPHS,
     HOST_GRAPH,
     graph_files,
-    is_emulated,
     provider_for,
     provider_options,
     read_static,
@@ -61,7 +59,7 @@ class NpuEngine:
         """
         self._model = read_static(folder)
         chosen = provider_for(folder, self._model, provider)
-        self.name = _engine_name(chosen)
+        self.name = engine_name(chosen)
         self.vocab_size = int(read_json(folder / "config.json")["vocab_size"])
         self.context_tokens = min(context_tokens, self._model.context_tokens)
         self._sessions = {
@@ -75,6 +73,7 @@ class NpuEngine:
             for graph, path in graph_files(folder, self._model, chosen, root).items()
         }
         self._host = create_session(folder / HOST_GRAPH, "cpu", n_threads=n_threads)
+        self.provider_use = describe_use(self._sessions, chosen)
         self._cache = _allocate(self._sessions["decode"])
         self._position = 0
 
@@ -82,10 +81,6 @@ class NpuEngine:
     def position(self) -> int:
         """Number of tokens in the KV cache."""
         return self._position
-
-    def placement(self) -> dict[str, dict[str, int]]:
-        """Return of each graph how many nodes each provider runs, as the sessions tell it."""
-        return {graph: placement(self._sessions[graph]) for graph in GRAPHS}
 
     def forward(self, ids: Sequence[int], *, every_logit: bool = False) -> "Logits":
         """Append ``ids``; return the logits after the last one [V], or after each [T, V]."""
@@ -174,14 +169,6 @@ def attention_mask(
         is_seen &= position_T[None] > position_S[:, None] - window
     mask: NDArray[np.float32] = np.where(is_seen, 0, _HIDDEN).astype(np.float32)
     return mask
-
-
-def _engine_name(provider: str) -> str:
-    """Return the name in reports, from which nobody can take an emulator for a chip."""
-    if provider == "cpu":
-        return "onnxruntime"
-    emulated = " emulator" if provider == "qnn" and is_emulated() else ""
-    return f"onnxruntime {provider}{emulated}"
 
 
 def _allocate(session: Any) -> "dict[str, NDArray[Any]]":

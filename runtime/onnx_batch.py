@@ -4,7 +4,7 @@ The KV caches of all slots lie in one buffer per layer and side, bound as past a
 every run: where GroupQueryAttention sees the same memory on both sides, it writes in place and
 nothing is copied per token. Bindings are made once for every range of slots.
 
-On an execution provider other than the CPU, ONNX Runtime copies the buffers there and back.
+That holds on the CPU; on other execution providers a folder gets one sequence (batch_loading).
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,8 @@
 """An ONNX folder run by plain ONNX Runtime.
 
-The KV cache is allocated once and bound as past and present of every step, so that
-GroupQueryAttention writes new keys and values in place and nothing is copied per token.
+On the CPU the KV cache is allocated once and bound as past and present of every step, so that
+GroupQueryAttention writes new keys and values in place and nothing is copied per token; other
+providers get a cache that is copied.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import EngineError, ModelError
 from edgekd.runtime.engine import check_fits
-from edgekd.runtime.providers import create_session
+from edgekd.runtime.onnx_copied_cache import CopiedCache
+from edgekd.runtime.providers import choose, create_session, describe_use, engine_name
 from edgekd.runtime.tokenizer import read_json
 
 if TYPE_CHECKING:
@@ -27,8 +29,6 @@ _CACHE_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 
 class OnnxEngine:
     """One ONNX model with the KV cache of one sequence."""
-
-    name = "onnxruntime"
 
     def __init__(
         self,
@@ -47,11 +47,16 @@ class OnnxEngine:
             EngineError: it cannot be used, or leaves to the CPU what ``require_npu`` forbids.
         """
         config = read_json(folder / "config.json")
-        self._session = open_session(folder, n_threads, provider, require_npu=require_npu)
+        chosen = choose(provider)
+        self.name = engine_name(chosen)
+        self._session = open_session(folder, n_threads, chosen, require_npu=require_npu)
+        self.provider_use = describe_use({"model": self._session}, chosen)
         self.vocab_size = int(config["vocab_size"])
         self.context_tokens = min(context_tokens, int(config["max_position_embeddings"]))
-        self._cache = allocate_cache(self._session, 1, self.context_tokens)
-        self._binding = CacheBinding(self._session, self._cache)
+        is_shared = chosen == "cpu"
+        self._cache = allocate_cache(self._session, 1, self.context_tokens if is_shared else 0)
+        kind = CacheBinding if is_shared else CopiedCache
+        self._binding = kind(self._session, self._cache)
         self._can_skip_logits = "logits_to_keep" in input_names(self._session)
         self._position = 0
 

@@ -9,18 +9,21 @@ list of which node went where (``get_provider_graph_assignment_info``).
 """
 
 import importlib
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from edgekd.devices.backends import BACKENDS, Label
 from edgekd.errors import EngineError, MissingExtraError, ModelError, RecipeError
 
-Evidence = Literal["verified-on-device", "verified-in-emulator", "compile-only", "untested"]
 CPU = "CPUExecutionProvider"
 _SUFFIX = "ExecutionProvider"
+_ARM = ("aarch64", "arm64")
+_ERRORS = 3
 
 
 @dataclass(frozen=True)
@@ -32,33 +35,37 @@ class Provider:
 
     QNN's plugin takes the name it is registered by for its own.
     """
-    evidence: Evidence
-    """How far edgekd's own exports were seen to run on it."""
     plugin: str | None = None
     """Python package that brings it as a plugin; None where it is built in or not at all."""
     pip_name: str | None = None
     """The package to install."""
     options: Mapping[str, str] = field(default_factory=dict)
+    entries: Mapping[str, str] = field(default_factory=dict)
+    """Of the session."""
 
 
 PROVIDERS: dict[str, Provider] = {
-    "cpu": Provider(CPU, "verified-on-device", pip_name="onnxruntime"),
+    "cpu": Provider(CPU, pip_name=BACKENDS["cpu"].package),
     "qnn": Provider(
         "QNNExecutionProvider",
-        "verified-in-emulator",
         "onnxruntime_qnn",
-        "onnxruntime-qnn",
+        BACKENDS["qnn"].package,
         {"backend_type": "htp"},  # left out, the plugin looks for a library that is not there
     ),
     "openvino": Provider(
-        "OpenVINOExecutionProvider", "untested", "onnxruntime_ep_openvino", "onnxruntime-openvino"
+        "OpenVINOExecutionProvider", "onnxruntime_ep_openvino", BACKENDS["openvino"].package
     ),
     "webgpu": Provider(
-        "WebGpuExecutionProvider", "untested", "onnxruntime_ep_webgpu", "onnxruntime-webgpu"
+        "WebGpuExecutionProvider",
+        "onnxruntime_ep_webgpu",
+        BACKENDS["webgpu"].package,
+        # In its own layout, onnxruntime-webgpu 1.27 leaves its nodes out of the list of who took
+        # what, as if it had taken none; layouts are of images, so nothing else changes.
+        entries={"ep.webgpuexecutionprovider.preferredLayout": "NCHW"},
     ),
-    "cuda": Provider("CUDAExecutionProvider", "untested", pip_name="onnxruntime-gpu"),
-    "tensorrt": Provider("TensorrtExecutionProvider", "untested", pip_name="onnxruntime-gpu"),
-    "coreml": Provider("CoreMLExecutionProvider", "untested", pip_name="onnxruntime"),
+    "cuda": Provider("CUDAExecutionProvider", pip_name=BACKENDS["cuda"].package),
+    "tensorrt": Provider("TensorrtExecutionProvider", pip_name=BACKENDS["tensorrt"].package),
+    "coreml": Provider("CoreMLExecutionProvider", pip_name=BACKENDS["coreml"].package),
 }
 _AUTO = ("cuda", "coreml")
 _SPIN_US = 1000
@@ -89,10 +96,12 @@ def create_session(
     require_npu: bool = False,
     options: Mapping[str, str] | None = None,
     entries: Mapping[str, str] | None = None,
+    log_severity: int = _ERRORS,
 ) -> Any:
     """Return a session of the model at ``path`` on ``provider``; the CPU runs what that does not.
 
-    ``options`` are the provider's, ``entries`` the session's. With ``require_npu`` nothing may be
+    ``options`` are the provider's, ``entries`` the session's; ``log_severity`` is ONNX Runtime's,
+    from 0 for everything to 4. With ``require_npu`` nothing may be
     left to the CPU.
 
     Raises:
@@ -104,20 +113,58 @@ def create_session(
     """
     ort = _import_ort()
     short = choose(provider)
-    settings = _session_options(ort, n_threads)
-    for key, value in (entries or {}).items():
+    settings = _session_options(ort, n_threads, log_severity)
+    known = PROVIDERS.get(short) or Provider(_built_in()[short])
+    for key, value in (dict(known.entries) | dict(entries or {})).items():
         settings.add_session_config_entry(key, value)
-    known = PROVIDERS.get(short) or Provider(_built_in()[short], "untested")
     devices = _attach(settings, short, known, dict(known.options) | dict(options or {}))
     try:
         session = ort.InferenceSession(str(path), settings, providers=devices)
     except Exception as error:  # the library raises a family without a common base
-        raise ModelError(f"ONNX Runtime cannot load {path}: {_first_line(error)}") from error
+        where = "" if short == "cpu" else f" with --ep {short}"
+        raise ModelError(f"ONNX Runtime cannot load {path}{where}: {_first_line(error)}") from error
     if short != "cpu":
         _check_placement(session, path, short, known.full_name, require_npu)
     elif require_npu:
         raise EngineError("the CPU is no NPU; choose --ep qnn or another, or leave --require-npu")
     return session
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProviderUse:
+    """Which provider ran an ONNX folder, by the word of its sessions."""
+
+    name: str
+    """As ``--ep`` takes it."""
+    label: Label
+    """How far edgekd's exports were seen to run on it."""
+    is_emulated: bool
+    """Whether an emulator ran it, whose time says nothing about the chip."""
+    nodes: dict[str, dict[str, int]]
+    """Graph to provider to the number of its nodes."""
+
+
+def is_emulated(provider: str) -> bool:
+    """Whether ``provider`` is QNN as the emulator in its x86 package, and no chip."""
+    return provider == "qnn" and platform.machine().lower() not in _ARM
+
+
+def engine_name(provider: str) -> str:
+    """Return the name in reports, from which nobody can take an emulator for a chip."""
+    if provider == "cpu":
+        return "onnxruntime"
+    return f"onnxruntime {provider}{' emulator' if is_emulated(provider) else ''}"
+
+
+def describe_use(sessions: Mapping[str, Any], provider: str) -> ProviderUse:
+    """Return what ran the graphs of ``sessions``, which were made for ``provider``."""
+    known = BACKENDS.get(provider)
+    return ProviderUse(
+        name=provider,
+        label=known.label if known else "untested",
+        is_emulated=is_emulated(provider),
+        nodes={graph: placement(session) for graph, session in sessions.items()},
+    )
 
 
 def placement(session: Any) -> dict[str, int]:
@@ -181,7 +228,7 @@ def _check_placement(
     if not hasattr(session, "get_provider_graph_assignment_info"):
         raise EngineError(
             f"this ONNX Runtime does not tell what --ep {short} took, so it cannot be trusted with "
-            f"{path.name}; install onnxruntime 1.32 or later, or use --ep cpu"
+            f"{path.name}; install onnxruntime 1.24 or later, or use --ep cpu"
         )
     nodes = nodes_of(session)
     if not any(provider == full_name for provider, _ in nodes.values()):
@@ -198,7 +245,7 @@ def _check_placement(
         )
 
 
-def _session_options(ort: Any, n_threads: int) -> Any:
+def _session_options(ort: Any, n_threads: int, log_severity: int) -> Any:
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = n_threads
     settings.inter_op_num_threads = 1
@@ -208,7 +255,7 @@ def _session_options(ort: Any, n_threads: int) -> Any:
     settings.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_US))
     settings.enable_mem_pattern = False  # learnt anew for every length, and lengths are all new
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    settings.log_severity_level = 3
+    settings.log_severity_level = log_severity
     return settings
 
 

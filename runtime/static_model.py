@@ -4,7 +4,6 @@
 """
 
 import json
-import platform
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,14 +11,13 @@ from typing import Any
 
 from edgekd.devices.snapdragon import detect_soc
 from edgekd.errors import ModelError
-from edgekd.runtime.providers import PROVIDERS, choose
+from edgekd.runtime.providers import PROVIDERS, choose, is_emulated
 from edgekd.runtime.tokenizer import read_json
 
 NPU_FILE = "npu.json"
 HOST_GRAPH = "host.onnx"
 GRAPHS = ("prefill", "decode")
 _SCHEMA_VERSION = 1
-_ARM = ("aarch64", "arm64")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,17 +78,14 @@ def write_static(folder: Path, model: StaticModel) -> None:
     (folder / NPU_FILE).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
-def is_emulated() -> bool:
-    """Whether QNN on this machine is the emulator in its x86 package, and no chip."""
-    return platform.machine().lower() not in _ARM
-
-
 def provider_for(folder: Path, model: StaticModel, asked: str) -> str:
     """Return the provider to run ``folder`` on; ``auto`` takes QNN only where it is no emulator."""
     if asked != "auto":
         return choose(asked)
     plugin = PROVIDERS["qnn"].plugin or ""
-    is_ready = model.compiled is not None and find_spec(plugin) is not None and not is_emulated()
+    is_ready = (
+        model.compiled is not None and find_spec(plugin) is not None and not is_emulated("qnn")
+    )
     return "qnn" if is_ready else "cpu"
 
 

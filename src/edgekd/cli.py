@@ -367,6 +367,7 @@ def doctor(as_json: Json = False, quiet: Quiet = False) -> None:
     checks = [check for check in diagnose() if not (quiet and check.status == "ok")]
     lines = [
         f"{check.status:8} {check.subject}: {check.found}"
+        + (f" ({check.evidence})" if check.evidence else "")
         + (f"; {check.advice}" if check.advice else "")
         for check in checks
     ]

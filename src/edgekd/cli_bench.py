@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from edgekd.cli_options import Json, Quiet, Threads
+from edgekd.cli_options import Json, Provider, Quiet, RequireNpu, Threads
 from edgekd.errors import EdgekdError
 from edgekd.progress import make_progress
 from edgekd.runtime.bench_remote_address import AdbAddress, SshAddress, parse_address
@@ -63,6 +63,8 @@ def run(
     roofline: Annotated[
         bool, typer.Option(help="Probe bandwidth and multiplications first.")
     ] = True,
+    ep: Provider = "cpu",
+    require_npu: RequireNpu = False,
     save: Annotated[
         Path | None, typer.Option(help="Also write the JSON document here, for compare.")
     ] = None,
@@ -96,6 +98,8 @@ def run(
         cold_start=cold,
         roofline=roofline,
         soak_minutes=soak,
+        provider=ep,
+        require_npu=require_npu,
     )
     address = _address(device, remote_edgekd, remote_binary, output)
     progress = make_progress(quiet)

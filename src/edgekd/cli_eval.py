@@ -9,7 +9,16 @@ from typing import Annotated
 
 import typer
 
-from edgekd.cli_options import Context, Json, Quiet, Revision, Threads, need
+from edgekd.cli_options import (
+    Context,
+    Json,
+    Provider,
+    Quiet,
+    RequireNpu,
+    Revision,
+    Threads,
+    need,
+)
 from edgekd.progress import make_progress
 
 app = typer.Typer()
@@ -42,6 +51,8 @@ def evaluate(
     top_k: Annotated[int, typer.Option(help="Tokens a position in that pack.")] = 64,
     ctx: Context = 2048,
     threads: Threads = None,
+    ep: Provider = "cpu",
+    require_npu: RequireNpu = False,
     revision: Revision = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -72,6 +83,8 @@ def evaluate(
         top_k=top_k,
         context_tokens=ctx,
         n_threads=threads,
+        provider=ep,
+        require_npu=require_npu,
         revision=revision,
     )
     result = run_evaluation(models or [], options, make_progress(quiet))

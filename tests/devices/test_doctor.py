@@ -1,10 +1,16 @@
+import json
+import re
 import subprocess
 import sys
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from pytest import CaptureFixture
 
+from edgekd.cli import app
+from edgekd.devices.backends import BACKENDS, LABELS, install_command
 from edgekd.devices.doctor import Check, diagnose
 
 
@@ -69,12 +75,33 @@ def test_a_cache_folder_that_is_not_there_yet_is_measured_on_its_disk(tmp_path: 
     assert not (tmp_path / "not").exists()
 
 
-def test_every_backend_says_how_far_it_was_tried() -> None:
-    found = {check.found for check in diagnose() if check.subject.startswith("backend: ")}
-    assert found <= {
-        "verified-on-device",
-        "verified-in-emulator",
-        "compile-only",
-        "untested",
-    }
-    assert "verified-on-device" in found
+def test_every_backend_says_how_far_it_was_tried_and_by_what(capsys: CaptureFixture[str]) -> None:
+    checks = [check for check in diagnose() if check.subject.startswith("backend: ")]
+    assert [(check.found, check.evidence) for check in checks] == [
+        (backend.label, backend.evidence) for backend in BACKENDS.values()
+    ]
+    with pytest.raises(SystemExit, match="0"):
+        app(["doctor", "--json"])
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [asdict(check) for check in checks] == [
+        check for check in told if check["subject"].startswith("backend: ")
+    ]
+
+
+def test_the_evidence_for_a_label_is_a_file_that_is_there() -> None:
+    root = Path(__file__).parents[2]
+    for backend in BACKENDS.values():
+        for name in re.findall(r"[\w/]+\.json", backend.evidence):
+            assert (root / "benchmarks/results" / Path(name).name).is_file(), name
+        assert backend.label in LABELS and backend.evidence
+
+
+def test_the_page_about_phones_gives_the_labels_of_the_table() -> None:
+    script = Path(__file__).parents[2] / "scripts/write_backend_table.py"
+    assert subprocess.run([sys.executable, script, "--check"]).returncode == 0
+
+
+def test_what_shuts_another_package_out_says_that_it_needs_an_environment_of_its_own() -> None:
+    assert install_command(BACKENDS["qnn"]) == "pip install 'edgekd[qnn]'"
+    own = "pip install onnxruntime-openvino, in an environment of its own"
+    assert install_command(BACKENDS["openvino"]) == own

@@ -327,7 +327,9 @@ def test_every_node_of_the_layers_is_placed_on_the_npu(on_npu: Path) -> None:
 def test_the_emulator_decodes_what_the_cpu_decodes(on_npu: Path) -> None:
     with _engine(on_npu, "qnn", require_npu=True) as npu, _engine(on_npu, "cpu") as cpu:
         assert npu.name == "onnxruntime qnn emulator"
-        assert npu.placement() == {g: {"QNNExecutionProvider": 1} for g in ("prefill", "decode")}
+        assert npu.provider_use.nodes == {
+            g: {"QNNExecutionProvider": 1} for g in ("prefill", "decode")
+        }
         assert _greedy(npu) == _greedy(cpu)
 
 

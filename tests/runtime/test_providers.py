@@ -1,5 +1,6 @@
 """Execution providers: what is not there, does not load or takes nothing is said, never hidden."""
 
+import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,6 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from edgekd.devices.backends import BACKENDS
 from edgekd.errors import EngineError, RecipeError
 from edgekd.runtime.loading import open_model
 from edgekd.runtime.providers import (
@@ -59,7 +61,7 @@ def test_unknown_providers_are_refused_and_known_ones_named() -> None:
 
 
 def test_a_provider_that_is_not_installed_names_its_package() -> None:
-    absent = Provider("AbsentExecutionProvider", "untested", "no_such_plugin", "no-such-plugin")
+    absent = Provider("AbsentExecutionProvider", "no_such_plugin", "no-such-plugin")
     with pytest.raises(RecipeError, match="not installed; run: pip install no-such-plugin"):
         register(absent)
 
@@ -72,16 +74,27 @@ def test_a_provider_whose_library_does_not_load_is_reported_as_such(
         f"def get_library_path():\n    return {str(tmp_path / 'broken.so')!r}\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    broken = Provider("BrokenExecutionProvider", "untested", "broken_plugin", "broken-plugin")
+    broken = Provider("BrokenExecutionProvider", "broken_plugin", "broken-plugin")
     with pytest.raises(EngineError, match="BrokenExecutionProvider cannot be loaded: .*broken.so"):
         register(broken)
     sys.modules.pop("broken_plugin")
 
 
-def test_only_what_was_seen_to_run_is_called_verified() -> None:
-    verified = {name for name, known in PROVIDERS.items() if known.evidence.startswith("verified")}
-    assert verified == {"cpu", "qnn"}
-    assert PROVIDERS["qnn"].evidence == "verified-in-emulator"
+def test_every_provider_is_in_the_table_of_backends() -> None:
+    assert PROVIDERS.keys() <= BACKENDS.keys()
+    assert BACKENDS["qnn"].label == "verified-in-emulator"  # no chip was at hand
+
+
+@pytest.mark.parametrize("name", ["openvino", "webgpu"])
+def test_what_is_called_verified_was_close_to_the_cpu_when_it_was_tried(name: str) -> None:
+    path = Path(__file__).parents[2] / "benchmarks/results/providers.json"
+    tried = json.loads(path.read_text())["providers"][name]
+    ran = [row for row in tried.get("models", {}).values() if "to_cpu" in row]
+    assert bool(ran) == BACKENDS[name].label.startswith("verified")
+    for row in ran:
+        full_name = PROVIDERS[name].full_name
+        assert all(nodes[full_name] > 0 for nodes in row["nodes"].values())
+        assert all(found["kl_nats"] < 0.01 for found in row["to_cpu"].values())
 
 
 @needs_qnn
