@@ -236,8 +236,19 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def _html(document: dict[str, Any]) -> str:
-    raise RecipeError("the HTML report is not part of this version; take -o md or -o json")
+def to_html(document: dict[str, Any]) -> str:
+    """Return one HTML file with pictures, see runtime/bench_html.py."""
+    from edgekd.runtime.bench_html import bench_page
+    from edgekd.runtime.html_page import table
+
+    tables = [
+        table(caption, columns, rows, n_text_columns=2)
+        for caption, columns, rows in (
+            ("models", _MODEL_COLUMNS, _model_rows(document)),
+            ("tests", _SPEED_COLUMNS, _speed_rows(document)),
+        )
+    ]
+    return bench_page(document, tables, limit_lines(document), warning_lines(document))
 
 
 FORMS: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -246,5 +257,5 @@ FORMS: dict[str, Callable[[dict[str, Any]], str]] = {
     "jsonl": to_jsonl,
     "csv": to_csv,
     "md": to_markdown,
-    "html": _html,
+    "html": to_html,
 }

@@ -1,8 +1,8 @@
 """The five rows: was it worth it? Speed, size and quality of each model, side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,20 +20,33 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _WINDOW_TOKENS = 256
+COLUMNS = (
+    *("row", "engine", "params", "file", "ms/token", "tokens/s", "peak memory", "J/token"),
+    *("task", "perplexity", "KL to teacher", "top-1"),
+)
+N_TEXT_COLUMNS = 2
+_QUALITY_CELLS = {
+    "task_accuracy": ".0%",
+    "perplexity": ".2f",
+    "kl_nats": ".4f",
+    "top1_agreement": ".1%",
+}
 
 
 @dataclass(frozen=True)
 class QualityFigures:
-    """How good a model is on held-out text, and how close to its teacher."""
+    """How good a model is on held-out text, and how close to its teacher; None: not measured."""
 
-    perplexity: float
-    kl_nats: float
+    perplexity: float | None
+    kl_nats: float | None
     """KL(teacher || model) per token."""
-    top1_agreement: float
+    top1_agreement: float | None
     n_positions: int
     task_accuracy: float | None
     """Share of questions answered right; None where none were asked."""
     n_questions: int
+    standard_errors: dict[str, float] = field(default_factory=dict)
+    """Of the fields above, by name, where they are known."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +54,10 @@ class Row:
     """One line of the table."""
 
     name: str
-    n_parameters: int
-    quality: QualityFigures
+    n_parameters: int | None
+    """None where the file does not say."""
+    quality: QualityFigures | None
+    """None where nothing was asked."""
     speed: BenchResult
 
     def as_dict(self) -> dict[str, Any]:
@@ -50,7 +65,7 @@ class Row:
         return {
             "row": self.name,
             "n_parameters": self.n_parameters,
-            "quality": asdict(self.quality),
+            "quality": asdict(self.quality) if self.quality else None,
             "speed": self.speed.as_dict(),
         }
 
@@ -100,37 +115,36 @@ def _quality(
 
 def render_rows(rows: Sequence[Row]) -> "Table":
     """Return ``rows`` as a table for the terminal."""
+    from rich.markup import escape
     from rich.table import Table
 
     energy = rows[0].speed.energy_per_token
     caption = None if energy.value is not None else f"energy unavailable: {energy.reason}"
     table = Table(title="five rows, measured on this machine", caption=caption)
-    for column in ("row", "engine"):
-        table.add_column(column)
-    for column in ("params", "file", "ms/token", "tokens/s", "peak memory", "J/token"):
-        table.add_column(column, justify="right")
-    for column in ("task", "perplexity", "KL to teacher", "top-1"):
-        table.add_column(column, justify="right")
+    for place, column in enumerate(COLUMNS):
+        table.add_column(column, justify="left" if place < N_TEXT_COLUMNS else "right")
     for row in rows:
-        table.add_row(*_cells(row))
+        table.add_row(*map(escape, row_cells(row.as_dict())))
     return table
 
 
-def _cells(row: Row) -> list[str]:
-    speed, quality = row.speed, row.quality
-    decode, joules = speed.decode_tokens_per_s, speed.energy_per_token.value
-    task = quality.task_accuracy
+def row_cells(row: Mapping[str, Any]) -> list[str]:
+    """Return the cells of ``Row.as_dict()`` under ``COLUMNS``, for every form of the table."""
+    speed, quality = row["speed"], row["quality"] or {}
+    entry = next(entry for entry in speed["scenarios"] if entry["kind"] == "decode")
+    decode, joules = entry["tokens_per_s"], entry["energy_per_token"]["value"]
+    n_parameters, peak_bytes = row["n_parameters"], speed["memory"]["peak_rss_bytes"]["value"]
     return [
-        row.name,
-        speed.engine,
-        format_count(row.n_parameters),
-        format_bytes(speed.file_bytes),
-        f"{1000 / decode.mean:.2f}",
-        f"{decode.mean:.1f} \u00b1 {decode.stdev or 0:.1f}",
-        format_bytes(speed.peak_rss_bytes),
+        row["row"],
+        speed["engine"],
+        "unknown" if n_parameters is None else format_count(n_parameters),
+        format_bytes(speed["file_bytes"]),
+        f"{1000 / decode['mean']:.2f}",
+        f"{decode['mean']:.1f} \u00b1 {decode['stdev'] or 0:.1f}",
+        "unknown" if peak_bytes is None else format_bytes(peak_bytes),
         "unavailable" if joules is None else f"{joules:.3f}",
-        "not asked" if task is None else f"{task:.0%}",
-        f"{quality.perplexity:.2f}",
-        f"{quality.kl_nats:.4f}",
-        f"{quality.top1_agreement:.1%}",
+        *(
+            "not asked" if (value := quality.get(name)) is None else format(value, shape)
+            for name, shape in _QUALITY_CELLS.items()
+        ),
     ]
