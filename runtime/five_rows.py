@@ -11,7 +11,7 @@ from edgekd.progress import Progress, Silence
 from edgekd.runtime.bench import BenchResult
 from edgekd.runtime.choices import Question, answer, grade
 from edgekd.runtime.loading import LoadedModel, opened_model
-from edgekd.runtime.reference import Reference, record_teacher
+from edgekd.runtime.reference import KlKind, Reference, record_teacher
 from edgekd.runtime.text_quality import score_text, summarise
 from edgekd.runtime.windows import cut_windows
 from edgekd.units import format_bytes, format_count
@@ -47,6 +47,8 @@ class QualityFigures:
     n_questions: int
     standard_errors: dict[str, float] = field(default_factory=dict)
     """Of the fields above, by name, where they are known."""
+    kl_kind: KlKind = "exact"
+    """A reference pack knows only a lower bound."""
 
 
 @dataclass(frozen=True)
@@ -115,36 +117,70 @@ def _quality(
 
 def render_rows(rows: Sequence[Row]) -> "Table":
     """Return ``rows`` as a table for the terminal."""
+    return rows_table([row.as_dict() for row in rows])
+
+
+def rows_table(rows: Sequence[Mapping[str, Any]]) -> "Table":
+    """Return ``Row.as_dict()`` of every row as a table for the terminal."""
     from rich.markup import escape
     from rich.table import Table
 
-    energy = rows[0].speed.energy_per_token
-    caption = None if energy.value is not None else f"energy unavailable: {energy.reason}"
+    caption = "; ".join(energy_reasons(rows)) or None
     table = Table(title="five rows, measured on this machine", caption=caption)
     for place, column in enumerate(COLUMNS):
         table.add_column(column, justify="left" if place < N_TEXT_COLUMNS else "right")
     for row in rows:
-        table.add_row(*map(escape, row_cells(row.as_dict())))
+        table.add_row(*map(escape, row_cells(row)))
     return table
+
+
+def energy_reasons(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return why the energy of a row is not known, each reason once."""
+    readings = [entry["energy_per_token"] for row in rows if (entry := first_decode(row["speed"]))]
+    reasons = [reading["reason"] for reading in readings if reading["value"] is None]
+    return [f"energy unavailable: {reason}" for reason in dict.fromkeys(reasons)]
 
 
 def row_cells(row: Mapping[str, Any]) -> list[str]:
     """Return the cells of ``Row.as_dict()`` under ``COLUMNS``, for every form of the table."""
-    speed, quality = row["speed"], row["quality"] or {}
-    entry = next(entry for entry in speed["scenarios"] if entry["kind"] == "decode")
-    decode, joules = entry["tokens_per_s"], entry["energy_per_token"]["value"]
-    n_parameters, peak_bytes = row["n_parameters"], speed["memory"]["peak_rss_bytes"]["value"]
+    speed, n_parameters = row["speed"], row["n_parameters"]
+    peak_bytes = speed["memory"]["peak_rss_bytes"]["value"]
+    ms_per_token, tokens_per_s, joules = _decode_cells(first_decode(speed))
     return [
         row["row"],
         speed["engine"],
         "unknown" if n_parameters is None else format_count(n_parameters),
         format_bytes(speed["file_bytes"]),
-        f"{1000 / decode['mean']:.2f}",
-        f"{decode['mean']:.1f} \u00b1 {decode['stdev'] or 0:.1f}",
+        ms_per_token,
+        tokens_per_s,
         "unknown" if peak_bytes is None else format_bytes(peak_bytes),
-        "unavailable" if joules is None else f"{joules:.3f}",
-        *(
-            "not asked" if (value := quality.get(name)) is None else format(value, shape)
-            for name, shape in _QUALITY_CELLS.items()
-        ),
+        joules,
+        *_quality_cells(row["quality"] or {}),
     ]
+
+
+def first_decode(speed: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the first decode scenario of ``BenchResult.as_dict()``, if there is one."""
+    return next((entry for entry in speed["scenarios"] if entry["kind"] == "decode"), None)
+
+
+def _decode_cells(entry: Mapping[str, Any] | None) -> tuple[str, str, str]:
+    if entry is None:
+        return ("not measured",) * 3
+    rates, joules = entry["tokens_per_s"], entry["energy_per_token"]["value"]
+    spread = "" if rates["stdev"] is None else f" \u00b1 {rates['stdev']:.1f}"
+    return (
+        f"{1000 / rates['mean']:.2f}",
+        f"{rates['mean']:.1f}{spread}",
+        "unavailable" if joules is None else f"{joules:.3f}",
+    )
+
+
+def _quality_cells(quality: Mapping[str, Any]) -> list[str]:
+    cells = []
+    for name, shape in _QUALITY_CELLS.items():
+        value = quality.get(name)
+        is_bound = name == "kl_nats" and quality.get("kl_kind", "exact") != "exact"
+        shown = "not asked" if value is None else format(value, shape)
+        cells.append(f"\u2265 {shown}" if is_bound and value is not None else shown)
+    return cells

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from edgekd.runtime.charts import mark, shorten
+from edgekd.runtime.marks import mark, shorten
 
 _FOLDER = Path(__file__).parent / "page"
+_LEGEND_CELLS = 40
 _STYLES = ("theme.css", "report.css")
 
 
@@ -37,13 +38,13 @@ def figure(title: str, note: str, picture: str, legend: Sequence[str] = ()) -> s
     """Return a picture with its title, a note, and the names of its series."""
     entries = "".join(
         f'<li><svg viewBox="0 0 18 16" aria-hidden="true">{mark(9, 8, place)}</svg>'
-        f"{escape(shorten(name))}</li>"
+        f"{escape(shorten(name, _LEGEND_CELLS))}</li>"
         for place, name in enumerate(legend)
     )
     listed = f'<ul class="legend">{entries}</ul>' if legend else ""
+    said = f"<p>{escape(note)}</p>" if note else ""
     return (
-        f"<figure><figcaption><h3>{escape(title)}</h3><p>{escape(note)}</p></figcaption>"
-        f"{listed}{picture}</figure>"
+        f"<figure><figcaption><h3>{escape(title)}</h3>{said}</figcaption>{listed}{picture}</figure>"
     )
 
 
@@ -77,9 +78,25 @@ def folded(title: str, content: str) -> str:
     return f"<details><summary>{escape(title)}</summary>{content}</details>"
 
 
+def grid(figures: Sequence[str]) -> str:
+    """Return pictures beside each other, as many as there is room for."""
+    return f'<div class="grid">{"".join(figures)}</div>'
+
+
 def notes(lines: Sequence[str]) -> str:
-    """Return a list of lines."""
-    return f'<ul class="notes">{"".join(f"<li>{escape(entry)}</li>" for entry in lines)}</ul>'
+    """Return a list of lines, or nothing for none."""
+    listed = "".join(f"<li>{escape(entry)}</li>" for entry in lines)
+    return f'<ul class="notes">{listed}</ul>' if lines else ""
+
+
+def nothing(why: str) -> str:
+    """Return what stands where there is nothing to show."""
+    return f'<p class="none">{escape(why)}</p>'
+
+
+def alert(line: str) -> str:
+    """Return a line that nobody should miss."""
+    return f'<p class="wrong"><strong>{escape(line)}</strong></p>'
 
 
 def facts(pairs: Sequence[tuple[str, str]]) -> str:

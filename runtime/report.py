@@ -4,57 +4,21 @@ Speed is measured as ``edgekd bench`` does it, quality as ``edgekd eval`` does i
 the files that ship. A row without a model is left out, and the report says so.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from edgekd.errors import RecipeError
 from edgekd.progress import Progress, Silence
-from edgekd.runtime.bench import BenchSettings, run_bench
+from edgekd.runtime.bench import run_bench
 from edgekd.runtime.bench_result import BenchRun
 from edgekd.runtime.estimate import Estimate
 from edgekd.runtime.evaluate import EvalOptions, Evaluation, ModelQuality, evaluate
 from edgekd.runtime.five_rows import QualityFigures, Row
 from edgekd.runtime.model_facts import read_facts
 from edgekd.runtime.model_kind import locate_model
+from edgekd.runtime.report_settings import ROWS, ReportSettings
 
 SCHEMA = "edgekd.report/1"
-ROWS = {
-    "teacher": "teacher",
-    "baseline": "student baseline",
-    "quantized": "student quantized",
-    "distilled": "student distilled",
-    "int4": "distilled + int4",
-}
-"""The name of each row by the setting that names its model."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportSettings:
-    """Which models, and what they are measured on."""
-
-    models: Mapping[str, str]
-    """By keys of ``ROWS``, in any order; some may be missing."""
-    text: Path | None = None
-    """Held-out text; without it and ``reference`` there is no perplexity and no KL."""
-    reference: Path | None = None
-    """Reference pack, which stands in for teacher and text."""
-    questions: Path | None = None
-    n_tokens: int = 4096
-    n_questions: int | None = None
-    bench: BenchSettings = BenchSettings()
-
-    def __post_init__(self) -> None:
-        """Check the rows.
-
-        Raises:
-            RecipeError: there is none, or one is unknown.
-        """
-        if unknown := set(self.models) - set(ROWS):
-            raise RecipeError(f"unknown rows {', '.join(sorted(unknown))}; allowed: {_named()}")
-        if not self.models:
-            raise RecipeError(f"no model to report on; give one or more of {_named()}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,13 +114,10 @@ def quality_figures(quality: ModelQuality) -> QualityFigures:
         **values,
         n_positions=text.n_positions if text else 0,
         n_questions=asked.n_questions if asked else 0,
+        kl_kind=to_teacher.kl_kind if to_teacher else "exact",
         standard_errors={
             name: found.standard_error
             for name, found in estimates.items()
             if found and found.standard_error is not None
         },
     )
-
-
-def _named() -> str:
-    return ", ".join(f"--{key}" for key in ROWS)
