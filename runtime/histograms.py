@@ -11,7 +11,9 @@ _LEFT, _RIGHT, _TOP, _BOTTOM, _ROW = 16, 18, 8, 46, 74
 _NAME_CELLS = 34
 _N_BINS = 60
 _TALLEST_PX = 42
-_LOG_FROM = 20.0  # largest over smallest: on a linear scale most would share one bin
+# Largest over smallest: on a linear scale most would share one bin; but no picture shows more.
+_LOG_FROM, _LOG_UNTIL = 20.0, 1e6
+_SMALLEST = 1e-12
 
 
 def histogram_chart(
@@ -38,7 +40,7 @@ def choose_scale(values: Iterable[float]) -> Scale:
     """Return a scale for ``values``: logarithmic where a few lie very far from the others."""
     known = [value for value in values if math.isfinite(value)] or [0.0]
     low, high = min(known), max(known)
-    if low > 0 and high > _LOG_FROM * low:
+    if low >= _SMALLEST and _LOG_FROM < high / low < _LOG_UNTIL:
         return make_log_scale(known, _LEFT, WIDTH - _RIGHT)
     from_zero = low <= 0.4 * high
     return make_scale(known, _LEFT, WIDTH - _RIGHT, from_zero=from_zero, n_ticks=7)

@@ -57,12 +57,13 @@ def resolve_report(path: Path | None, given: Mapping[str, Any]) -> ReportSetting
     for name in ("depths", "ttft_tokens"):
         if name in bench:
             bench[name] = tuple(bench[name])
+    paths: dict[str, Any] = {key: Path(values[key]) for key in _FILES if key in values}
     counts = {"tokens": "n_tokens", "limit": "n_questions"}
     return ReportSettings(
         models={key: values[key] for key in ROWS if key in values},
-        **{key: Path(values[key]) for key in _FILES if key in values},
-        **{name: values[key] for key, name in counts.items() if key in values},
         bench=BenchSettings(**({"roofline": True} | bench)),
+        **paths,
+        **{name: values[key] for key, name in counts.items() if key in values},
     )
 
 
