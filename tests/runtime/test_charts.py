@@ -204,7 +204,7 @@ def test_the_scale_of_a_distribution_suits_it(
     values: list[float], is_log: bool, low: float
 ) -> None:
     scale = choose_scale(values)
-    assert (scale.is_log, scale.low) == (is_log, pytest.approx(low))
+    assert scale.is_log == is_log and scale.low == pytest.approx(low)
 
 
 def test_a_histogram_has_its_marks_and_leaves_out_what_is_no_number() -> None:
