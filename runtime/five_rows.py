@@ -116,8 +116,11 @@ def _quality(
 
 
 def render_rows(rows: Sequence[Row]) -> "Table":
-    """Return ``rows`` as a table for the terminal."""
-    return rows_table([row.as_dict() for row in rows])
+    """Return ``rows`` as a table for the terminal, with what could not be measured below."""
+    shown = [row.as_dict() for row in rows]
+    table = rows_table(shown)
+    table.caption = "; ".join(energy_reasons(shown)) or None
+    return table
 
 
 def rows_table(rows: Sequence[Mapping[str, Any]]) -> "Table":
@@ -125,8 +128,7 @@ def rows_table(rows: Sequence[Mapping[str, Any]]) -> "Table":
     from rich.markup import escape
     from rich.table import Table
 
-    caption = "; ".join(energy_reasons(rows)) or None
-    table = Table(title="five rows, measured on this machine", caption=caption)
+    table = Table(title="five rows, measured on this machine")
     for place, column in enumerate(COLUMNS):
         table.add_column(column, justify="left" if place < N_TEXT_COLUMNS else "right")
     for row in rows:

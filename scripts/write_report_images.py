@@ -1,4 +1,4 @@
-"""Write docs/img/report-light.png and report-dark.png: the page of a saved report.
+"""Write docs/img/report-light.png and report-dark.png: two parts of the page of a saved report.
 
 Needs playwright and a Chromium; REPORT is what ``edgekd report --save`` wrote::
 
@@ -10,24 +10,36 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Page, sync_playwright
 
 from edgekd.runtime.report_formats import read_report, render_report
 
 FOLDER = Path(__file__).parents[1] / "docs" / "img"
-SIZE = {"width": 1180, "height": 760}
+WIDTH_PX = 1180
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+PARTS = {"light": ("The five rows", "Right answers against size"), "dark": ("Speed", "Memory")}
+"""By theme: the heading that the image begins with, and the one before which it ends."""
 
 
 def write_images(page_file: Path) -> None:
-    """Write what a browser shows of ``page_file``, the whole page in light and dark."""
+    """Write a part of ``page_file`` as a browser shows it, for each theme."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        for scheme in ("light", "dark"):
-            page = browser.new_page(viewport=SIZE, color_scheme=scheme)
+        for scheme, (first, last) in PARTS.items():
+            size = {"width": WIDTH_PX, "height": 760}
+            page = browser.new_page(viewport=size, color_scheme=scheme)
             page.goto(page_file.as_uri())
-            page.screenshot(path=FOLDER / f"report-{scheme}.png", full_page=True)
+            top, bottom = (heading_y(page, name) for name in (first, last))
+            clip = {"x": 0, "y": top - 24, "width": WIDTH_PX, "height": bottom - top}
+            page.screenshot(path=FOLDER / f"report-{scheme}.png", full_page=True, clip=clip)
         browser.close()
+
+
+def heading_y(page: Page, name: str) -> float:
+    """Return where a heading begins, in pixels from the top of the page."""
+    box = page.get_by_role("heading", name=name, exact=True).bounding_box()
+    assert box, name
+    return box["y"]
 
 
 def main() -> None:
