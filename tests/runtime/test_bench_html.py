@@ -98,7 +98,8 @@ def test_every_picture_has_a_name_and_shows_every_model(
         assert all(name in said for name in names), title
     depth = page.get_by_role("img", name="Decode speed against depth")
     assert depth.locator(".stroke").count() == 2
-    lefts = [mark.bounding_box()["x"] for mark in depth.locator(".ring").all()]
+    left = "each => each.getBoundingClientRect().x"
+    lefts = [mark.evaluate(left) for mark in depth.locator(".ring").all()]
     assert len(lefts) == 4 and lefts[0] < lefts[1] and lefts[2:] == pytest.approx(lefts[:2], abs=3)
 
 
