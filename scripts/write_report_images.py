@@ -17,7 +17,10 @@ from edgekd.runtime.report_formats import read_report, render_report
 FOLDER = Path(__file__).parents[1] / "docs" / "img"
 WIDTH_PX = 1180
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-PARTS = {"light": ("The five rows", "Right answers against size"), "dark": ("Speed", "Memory")}
+PARTS = {
+    "light": ("The five rows", "Machine and conditions"),
+    "dark": ("Speed", "Memory and energy"),
+}
 """By theme: the heading that the image begins with, and the one before which it ends."""
 
 
