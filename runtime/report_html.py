@@ -33,13 +33,19 @@ def report_page(document: dict[str, Any]) -> str:
     )
     lines = [*file_lines(rows), *missing_lines(document), *quality_lines(document)]
     sections = [
-        page.section("The five rows", table, page.notes(lines)),
+        page.section("The five rows", *_doubts(bench), table, page.notes(lines)),
         page.section("What quality costs", *_trade_offs(rows)),
         machine_section(bench, limit_lines(bench), warning_lines(bench)),
         *picture_sections(bench, [row["row"] for row in rows]),
         versions_section(bench),
     ]
     return page.whole_page("edgekd report", bench["created"], sections)
+
+
+def _doubts(bench: Mapping[str, Any]) -> list[str]:
+    if bench["valid"]:
+        return []
+    return [page.alert("The speeds are not to be relied on: see Machine and conditions.")]
 
 
 def frontier(

@@ -273,6 +273,15 @@ def test_the_page_has_rows_and_trade_offs_and_asks_for_nothing(
             assert found.violations_count == 0, found.generate_report()
 
 
+@pytest.mark.parametrize("valid", [True, False])
+def test_a_page_of_an_invalid_run_says_so_above_the_rows(
+    document: dict[str, Any], valid: bool
+) -> None:
+    document["bench"]["valid"] = valid
+    before, _, _ = render_report(document, "html").partition("<table>")
+    assert ("The speeds are not to be relied on" in before) == (not valid)
+
+
 def test_names_of_others_are_text_in_the_page(
     document: dict[str, Any], browser: "Browser", tmp_path: Path
 ) -> None:
