@@ -13,8 +13,10 @@ import pytest
 
 from edgekd.errors import DataError, RecipeError
 from edgekd.runtime.bench_settings import BenchSettings
-from edgekd.runtime.evaluate import EvalOptions, evaluate
-from edgekd.runtime.report import measure_report
+from edgekd.runtime.choices import ChoiceQuality
+from edgekd.runtime.estimate import Estimate
+from edgekd.runtime.evaluate import EvalOptions, ModelQuality, evaluate
+from edgekd.runtime.report import measure_report, quality_figures
 from edgekd.runtime.report_formats import FORMS, read_report, render_report, row_views
 from edgekd.runtime.report_recipe import resolve_report
 from edgekd.runtime.report_settings import ROWS, ReportSettings
@@ -118,6 +120,24 @@ def test_rows_are_in_order_and_have_the_figures_of_eval(
     teacher, quantized, _ = (row["quality"] for row in document["rows"])
     assert teacher["kl_nats"] == pytest.approx(0, abs=1e-9) and teacher["top1_agreement"] == 1
     assert quantized["kl_nats"] > 1e-4
+
+
+def test_the_task_is_judged_by_likelihood_per_token() -> None:
+    shares = {
+        name: Estimate(value, value / 10)
+        for name, value in (
+            ("acc", 0.1),
+            ("acc_norm", 0.2),
+            ("acc_bytes", 0.3),
+            ("acc_tokens", 0.4),
+        )
+    }
+    asked = ChoiceQuality(**shares, n_questions=7)
+    quality = ModelQuality(model="m", engine="e", weights_sha256="0", text=None, questions=asked)
+    figures = quality_figures(quality)
+    assert (figures.task_accuracy, figures.n_questions) == (0.4, 7)
+    assert figures.standard_errors == {"task_accuracy": pytest.approx(0.04)}
+    assert figures.kl_nats is None and figures.n_positions == 0
 
 
 def test_options_go_over_the_file(document: dict[str, Any]) -> None:
