@@ -71,7 +71,7 @@ def main() -> None:
             )
         held_out = arguments.held_out.read_text("utf-8")
         quality = measure_quality(teacher, list(files.values()), held_out, N_EVAL_TOKENS)
-        rows = {
+        rows: dict[str, dict[str, Any]] = {
             name: {
                 "kl_nats": quality[path].kl_nats,
                 "top1_agreement": quality[path].top1_agreement,

@@ -6,7 +6,7 @@ Every form is a function from the document (docs/schemas/bench-1.json) to a stri
 import csv
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -88,10 +88,17 @@ def to_markdown(document: dict[str, Any]) -> str:
         (_MODEL_COLUMNS, _model_rows(document)),
         (_SPEED_COLUMNS, _speed_rows(document)),
     ):
-        lines = [columns, tuple("---" if n < 2 else "---:" for n in range(len(columns))), *rows]
-        parts.append("\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines))
+        parts.append(markdown_table(columns, rows, n_text_columns=2))
     parts.append("\n".join(f"- {line}" for line in warning_lines(document)))
     return "\n\n".join(part for part in parts if part)
+
+
+def markdown_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], n_text_columns: int
+) -> str:
+    """Return a table whose first columns are text, the others numbers."""
+    kinds = ["---" if place < n_text_columns else "---:" for place in range(len(columns))]
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in (columns, kinds, *rows))
 
 
 def to_csv(document: dict[str, Any]) -> str:
@@ -135,9 +142,9 @@ def warning_lines(document: dict[str, Any]) -> list[str]:
         lines += [f"INVALID: {name} {r}" for r in result["invalid_reasons"] if r not in known]
         if soak := result["soak"]:
             lines.append(f"soak: {name} {_soak(soak)}")
-    energy = document["results"][0]["scenarios"][0]["energy_per_token"]
-    if energy["value"] is None:
-        lines.append(f"energy unavailable: {energy['reason']}")
+    energies = [entry["energy_per_token"] for r in document["results"] for entry in r["scenarios"]]
+    reasons = [energy["reason"] for energy in energies if energy["value"] is None]
+    lines += [f"energy unavailable: {reason}" for reason in dict.fromkeys(reasons)]
     return lines
 
 
@@ -231,11 +238,22 @@ def _bytes(size: float | None) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _html(document: dict[str, Any]) -> str:
-    raise RecipeError("the HTML report is not part of this version; take -o md or -o json")
+def to_html(document: dict[str, Any]) -> str:
+    """Return one HTML file with pictures, see runtime/bench_html.py."""
+    from edgekd.runtime.bench_html import bench_page
+    from edgekd.runtime.html_page import table
+
+    tables = [
+        table(caption, columns, rows, n_text_columns=2)
+        for caption, columns, rows in (
+            ("models", _MODEL_COLUMNS, _model_rows(document)),
+            ("tests", _SPEED_COLUMNS, _speed_rows(document)),
+        )
+    ]
+    return bench_page(document, tables, limit_lines(document), warning_lines(document))
 
 
 FORMS: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -244,5 +262,5 @@ FORMS: dict[str, Callable[[dict[str, Any]], str]] = {
     "jsonl": to_jsonl,
     "csv": to_csv,
     "md": to_markdown,
-    "html": _html,
+    "html": to_html,
 }

@@ -16,6 +16,7 @@ COMMANDS = (
         "verify",
         "eval",
         "bench",
+        "report",
         "serve",
         "chat",
         "doctor",

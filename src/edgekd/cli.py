@@ -30,6 +30,7 @@ from edgekd.cli_options import (
     parse_bytes,
     print_result,
 )
+from edgekd.cli_report import app as report_app
 from edgekd.errors import EdgekdError
 from edgekd.progress import make_progress
 
@@ -37,6 +38,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_mar
 app.add_typer(distill_app)
 app.add_typer(bench_app, name="bench")
 app.add_typer(eval_app)
+app.add_typer(report_app)
 app.add_typer(devices_app, name="devices")
 
 
@@ -61,7 +63,8 @@ def demo(
         print(json.dumps(result.as_dict()))
         return
     Console(width=180).print(render_rows(result.rows))
-    print(f"freshly pruned student: KL to teacher {result.pruned.kl_nats:.4f}")
+    if (kl_nats := result.pruned.kl_nats) is not None:
+        print(f"freshly pruned student: KL to teacher {kl_nats:.4f}")
     print(
         f"everything lies in {out}; next:\n"
         f"  edgekd chat {out}/student-int4-q4_0.gguf\n"

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from edgekd.cli_options import Json, Provider, Quiet, RequireNpu, Threads
+from edgekd.cli_options import Json, Provider, Quiet, RequireNpu, Threads, parse_numbers
 from edgekd.errors import EdgekdError
 from edgekd.progress import make_progress
 from edgekd.runtime.bench_remote_address import AdbAddress, SshAddress, parse_address
@@ -91,7 +91,7 @@ def run(
     settings = BenchSettings(
         prompt_tokens=prompt_tokens,
         decode_tokens=decode_tokens,
-        depths=_numbers(depth, "-d"),
+        depths=parse_numbers(depth, "-d"),
         ttft_tokens=_ttft_lengths(ttft, prompt_tokens),
         repetitions=repetitions,
         n_threads=threads,
@@ -187,16 +187,8 @@ def _give(
 def _ttft_lengths(text: str | None, prompt_tokens: int) -> tuple[int, ...]:
     """Return the lengths asked for, or two short ones below the prompt's."""
     if text is not None:
-        return _numbers(text, "--ttft") if text else ()
+        return parse_numbers(text, "--ttft") if text else ()
     return tuple(length for length in (32, 128) if length < prompt_tokens)
-
-
-def _numbers(text: str, option: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        message = f"{text!r} is no list of numbers such as 0,1024"
-        raise typer.BadParameter(message, param_hint=option) from None
 
 
 def _percent(text: str) -> float:

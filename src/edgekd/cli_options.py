@@ -77,6 +77,15 @@ def parse_layers(text: str) -> list[int]:
         raise typer.BadParameter(f"{text!r} is no list such as 0,1,5") from None
 
 
+def parse_numbers(text: str, option: str) -> tuple[int, ...]:
+    """Return the numbers in ``text``, such as 0,1024, the value of ``option``."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        message = f"{text!r} is no list of numbers such as 0,1024"
+        raise typer.BadParameter(message, param_hint=option) from None
+
+
 def parse_count(text: str) -> int:
     """Return the number that ``text`` stands for, such as 90M."""
     scale = {"k": 1e3, "m": 1e6, "b": 1e9}.get(text[-1:].lower(), 1)

@@ -4,6 +4,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -44,6 +45,24 @@ def chromium() -> Iterator["Browser"]:
 @contextmanager
 def opened(browser: "Browser", url: str, path: str = "/", **options: Any) -> Iterator["Page"]:
     """Open a page; it must not complain, and must ask no other host than the server."""
+    with watched(browser, **options) as (page, asked):
+        page.goto(url + path)
+        yield page
+    assert asked and all(each.startswith((url + "/", "data:")) for each in asked), asked
+
+
+@contextmanager
+def opened_file(browser: "Browser", file: Path, **options: Any) -> Iterator["Page"]:
+    """Open a file from the disk; it must not complain, and must ask for nothing but itself."""
+    with watched(browser, **options) as (page, asked):
+        page.goto(file.as_uri())
+        yield page
+    assert asked == [file.as_uri()]
+
+
+@contextmanager
+def watched(browser: "Browser", **options: Any) -> Iterator[tuple["Page", list[str]]]:
+    """Yield a page and what it asks for; at the end it must not have complained."""
     context = browser.new_context(**options)
     context.set_default_timeout(30_000)
     page = context.new_page()
@@ -52,8 +71,6 @@ def opened(browser: "Browser", url: str, path: str = "/", **options: Any) -> Ite
     page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
-    page.goto(url + path)
-    yield page
+    yield page, asked
     context.close()
     assert [each for each in complaints if not _REFUSED.search(each)] == []
-    assert asked and all(each.startswith((url + "/", "data:")) for each in asked), asked
