@@ -13,19 +13,17 @@ ONNX has no minimum but a zero point, a whole number of scales: few Q4_1 matrice
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from edgekd.errors import ExportError
+from edgekd.export.grid_rows import BITS as BITS
+from edgekd.export.grid_rows import BLOCK_SIZE as BLOCK_SIZE
+from edgekd.export.grid_rows import GridName as GridName
 
 # N rows (outputs), K columns (inputs), B blocks in a row = K / 32
-
-GridName = Literal["q4_0", "q4_1", "q8_0"]
-BLOCK_SIZE = 32
-BITS: dict[GridName, int] = {"q4_0": 4, "q4_1": 4, "q8_0": 8}
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,10 @@ from edgekd.export.importance_matrix import (
     write_importance,
 )
 from edgekd.export.k_quants import MIXTURES, quantize_rows
+from edgekd.export.kept_rows import KeptRows
 from edgekd.export.layer_by_layer import Grams, round_layer_by_layer
 from edgekd.export.plan import Plan
-from edgekd.export.round_matrix import KeptRows, rounded_values
+from edgekd.export.round_matrix import rounded_values
 from edgekd.export.to_gguf import overhead_bytes
 from edgekd.files import atomic_file, sha256_of
 from edgekd.progress import Progress, Silence
