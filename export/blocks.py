@@ -61,6 +61,17 @@ def quantize(weight_NK: torch.Tensor, grid: GridName) -> Blocks:
     return Blocks(grid, codes_NBK.to(torch.int8), scales_NB1.squeeze(-1).half())
 
 
+def quantize_with_scales(weight_NK: torch.Tensor, scales_NB: torch.Tensor) -> Blocks:
+    """Return ``weight_NK`` [N, K] on Q4_0 with the float16 ``scales_NB`` that are given.
+
+    Codes are the nearest ones, halves to even. A block whose scale is 0 is 0.
+    """
+    scales_NB1 = scales_NB.float().unsqueeze(-1)
+    blocks_NBK = weight_NK.detach().float().reshape(*scales_NB.shape, BLOCK_SIZE)
+    codes_NBK = torch.where(scales_NB1 == 0, 0.0, blocks_NBK / scales_NB1).round().clamp(-8, 7)
+    return Blocks("q4_0", codes_NBK.to(torch.int8), scales_NB)
+
+
 def dequantize(blocks: Blocks) -> torch.Tensor:
     """Return the float32 matrix [N, K] that ``blocks`` stand for."""
     scales_NB1 = blocks.scales_NB.float().unsqueeze(-1)

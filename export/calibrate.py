@@ -84,6 +84,8 @@ def check_options(options: CalibrationOptions, plan: Plan) -> None:
     is_given = options.text is not None or options.imatrix is not None
     if is_given and plan.quant not in ("q4_0", "q4_1", *MIXTURES):
         faults.append(f"{plan.quant} is rounded without data; choose q4_0, q4_1 or a K-quant")
+    if is_given and plan.kept is not None:
+        faults.append("the student was trained with scales of its own; export it without data")
     if options.text is not None and options.imatrix is not None:
         faults.append("give calibration text or an importance matrix, not both")
     if options.save_imatrix is not None and (options.text is None or plan.quant == "q4_0"):

@@ -1,8 +1,8 @@
 """The grid without torch: float32 matrices to GGUF rows, in numpy.
 
 Equal bit for bit to :mod:`edgekd.export.blocks`, where the grid is described and which training
-uses; an artifact written here is checked against blocks rounded there. numpy alone takes a fifth
-of the memory of a process that has loaded torch.
+uses; an artifact written here is checked against blocks rounded there. A process that has loaded
+torch takes more memory than everything that writing a small model needs.
 """
 
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Matrices that calibration rounded, as GGUF rows in a folder, one file for each.
+"""Matrices rounded beforehand, on data or in training, as GGUF rows in a folder, a file each.
 
 Calibration rounds with the data at hand and only once; both writers and the checks then take the
 very same blocks. They are kept in files so that memory does not hold the model.
