@@ -4,9 +4,9 @@
 
 ONNX beside onnxruntime-genai's model builder, GGUF beside llama.cpp's converter and its quantizer.
 Exports: every command in a process of its own, from start to end with its imports, in turns;
-peak memory is that process's. "edgekd" verifies what it writes against the checkpoint, which the
-others do not do; "edgekd, unverified" stops before that, as they do. Sizes are those of graph and
-weights, without the tokenizer, or of the GGUF file.
+peak memory is that of the largest process it needs. "edgekd" verifies what it writes against the
+checkpoint, which the others do not do; "edgekd, unverified" stops before that, as they do. Sizes
+are those of graph and weights, without the tokenizer, or of the GGUF file.
 
 Decoding: the files in turns in one process, ONNX in onnxruntime-genai, and ours also in edgekd's
 engine, GGUF in edgekd's engine; ratios are those of neighbouring turns. ONNX files are compared at
@@ -15,11 +15,10 @@ quality.
 """
 
 import argparse
-import os
+import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -128,16 +127,13 @@ def write_only(model: Path, out: Path) -> None:
 
 def _run(command: Sequence[str]) -> tuple[float, int]:
     """Return wall-clock seconds and peak resident bytes of ``command``."""
-    start_s = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr
-    complaint = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)}: {complaint.decode()[-2000:]}")
-    unit_bytes = 1 if sys.platform == "darwin" else 1024
-    return time.perf_counter() - start_s, usage.ru_maxrss * unit_bytes
+    script = str(Path(__file__).with_name("run_measured.py"))
+    measured = [sys.executable, "-I", "-S", script, *command]
+    done = subprocess.run(measured, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}: {done.stderr[-2000:]}")
+    found = json.loads(done.stdout)
+    return found["seconds"], found["peak_rss_bytes"]
 
 
 def main() -> None:

@@ -20,7 +20,9 @@ ROW_TOKENS, ROWS = 256, 4
 N_EVAL_TOKENS = 4096
 
 
-def train(teacher: Path, student: Path, text: Path, out: Path, steps: int, grid: Any) -> None:
+def train(
+    teacher: Path, student: Path, text: Path, out: Path, steps: int, **grid_settings: Any
+) -> None:
     """Continue ``student`` on ``text``."""
     from edgekd.distill.distill import distill
     from edgekd.distill.recipe import Job, Recipe
@@ -33,7 +35,7 @@ def train(teacher: Path, student: Path, text: Path, out: Path, steps: int, grid:
         warmup_steps=max(1, steps // 20),
         compile="full",
         save_steps=10_000,
-        grid=grid,
+        **grid_settings,
     )
     job = Job(teacher=str(teacher), student=str(student), data=[str(text)], recipe=recipe)
     distill(job, out)
@@ -44,6 +46,8 @@ def main() -> None:
     for name in ("--teacher", "--student", "--text", "--held-out"):
         parser.add_argument(name, type=Path, required=True)
     parser.add_argument("--steps", type=int, default=190)
+    parser.add_argument("--grid-scales", default="derived", choices=["derived", "learned"])
+    parser.add_argument("--grid-activations", default="none", choices=["none", "int8"])
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     from edgekd.export.calibrate import CalibrationOptions
@@ -51,11 +55,16 @@ def main() -> None:
     from edgekd.files import size_of
     from edgekd.runtime.five_rows import measure_quality
 
-    teacher, text = arguments.teacher, arguments.text
+    teacher, text, steps = arguments.teacher, arguments.text, arguments.steps
+    on_grid = {
+        "grid": "q4_0",
+        "grid_scales": arguments.grid_scales,
+        "grid_activations": arguments.grid_activations,
+    }
     with tempfile.TemporaryDirectory() as holder:
         folder = Path(holder)
-        train(teacher, arguments.student, text, folder / "float", arguments.steps, "none")
-        train(teacher, arguments.student, text, folder / "grid", arguments.steps, "q4_0")
+        train(teacher, arguments.student, text, folder / "float", steps)
+        train(teacher, arguments.student, text, folder / "grid", steps, **on_grid)
         files: dict[str, Path] = {}
         on_text = CalibrationOptions(text=text)
         for name, source, quant, calibration in (
@@ -85,7 +94,8 @@ def main() -> None:
     closed = (kl["float rounded to Q4_0"] - kl["trained on the grid Q4_0"]) / gap
     grid, k = rows["trained on the grid Q4_0"], rows["float Q4_K_M with importance matrix"]
     result = {
-        "trained_tokens": arguments.steps * ROW_TOKENS * ROWS,
+        "trained_tokens": steps * ROW_TOKENS * ROWS,
+        "on_grid": on_grid,
         "rows": rows,
         "gap_closed": closed,
         "kl_over_q4_k_m": grid["kl_nats"] / k["kl_nats"],

@@ -16,7 +16,10 @@ from edgekd.distill.cache_format import LogitCache
 from edgekd.distill.cached_teacher import CachedTeacher
 from edgekd.distill.cross_tokenizer import CrossTeacher
 from edgekd.distill.data import Document
+from edgekd.distill.grid import GridCallback
 from edgekd.distill.heads import HeadShape, head_shape
+from edgekd.distill.int8_activations import round_inputs
+from edgekd.distill.learned_scales import LearnedScales
 from edgekd.distill.load_models import (
     backbone_dtype,
     load_student,
@@ -37,7 +40,6 @@ from edgekd.distill.recipe import Recipe
 from edgekd.distill.save import source_of
 from edgekd.distill.trainer import (
     DistillTrainer,
-    GridCallback,
     HeadPrecisionCallback,
     collate,
 )
@@ -146,9 +148,9 @@ def make_trainer(
 ) -> DistillTrainer:
     """Return the training loop; ``work`` will hold its checkpoints."""
     callbacks: list[TrainerCallback] = []
-    if recipe.grid != "none":
-        plan = make_plan(student_checkpoint, recipe.grid, recipe.grid_head)
-        callbacks.append(GridCallback(model.student, plan.grids()))
+    grid = None if recipe.grid == "none" else _put_on_grid(model, student_checkpoint, recipe)
+    if grid:
+        callbacks.append(grid)
     if recipe.head_precision == "auto":
         callbacks.append(HeadPrecisionCallback(model, BF16_HEADS_ABOVE_NATS))
     if recipe.patience and text.held_out_rows:
@@ -161,8 +163,25 @@ def make_trainer(
         data_collator=collate,
         callbacks=callbacks,
     )
+    trainer.grid = grid
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _put_on_grid(
+    model: DistillModel, student_checkpoint: Checkpoint, recipe: Recipe
+) -> GridCallback:
+    """Return what rounds the student of ``model`` in every step."""
+    assert recipe.grid != "none"
+    grids = make_plan(student_checkpoint, recipe.grid, recipe.grid_head).grids()
+    if recipe.grid_scales == "learned":
+        parameters = dict(model.student.named_parameters())
+        learned = [name for name, grid in grids.items() if grid == "q4_0"]
+        model.learn_scales(LearnedScales((name, parameters[name]) for name in learned))
+    if recipe.grid_activations == "int8":
+        round_inputs(model.student, grids)
+        model.rounds_hidden = True
+    return GridCallback(model.student, grids, model.learned_scales)
 
 
 def make_writer(text: Text, recipe: Recipe, tokenizer: FileTokenizer) -> StudentWriter | None:

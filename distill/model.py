@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
+from edgekd.distill.int8_activations import round_activations
+from edgekd.distill.learned_scales import LearnedScales
 from edgekd.distill.losses import (
     LossOptions,
     LossParts,
@@ -112,6 +114,9 @@ class DistillModel(nn.Module):
         self._teacher = (teacher,)  # in a tuple: no submodule, so neither trained nor saved
         self._vocab_size = vocab_size
         self.dtype = dtype
+        self.learned_scales: LearnedScales | None = None
+        self.rounds_hidden = False
+        """Whether the head sees int8 hidden states, as it does on the device."""
 
     def forward(self, is_held_out: bool = False, **batch: torch.Tensor) -> LossParts | HeldOut:
         """Return the summed loss over all learned positions of ``batch``, or its figures."""
@@ -125,18 +130,23 @@ class DistillModel(nn.Module):
         target = None if teacher is None else teacher.target(batch, is_learned_BT)
         head_VH = self.student.get_output_embeddings().weight[: self._vocab_size]
         with torch.autocast(device, enabled=False):
+            seen_NH = round_activations(student_NH) if self.rounds_hidden else student_NH
             if is_held_out:
-                figures = held_out_figures(student_NH, head_VH, target, labels_N, self.options)
+                figures = held_out_figures(seen_NH, head_VH, target, labels_N, self.options)
                 return HeldOut(*figures)
             weights_N = None if target is None else target.weights_N
             if weights_N is None:
                 weights_N = torch.ones(len(labels_N), device=labels_N.device)
-            parts = distillation_loss(
-                student_NH, head_VH, target, labels_N, weights_N, self.options
-            )
+            parts = distillation_loss(seen_NH, head_VH, target, labels_N, weights_N, self.options)
             if self.matching is None or not isinstance(target, OnlineTarget):
                 return parts
             return parts._replace(loss=parts.loss + self.matching(student_NH, target.hidden_NH))
+
+    def learn_scales(self, scales: LearnedScales) -> None:
+        """Train ``scales`` too. Their gradients are made after backward, out of DDP's sight."""
+        self.learned_scales = scales
+        names = [f"learned_scales.{name}" for name, _ in scales.named_parameters()]
+        self._ddp_params_and_buffers_to_ignore = names
 
     def use_head_precision(self, precision: str) -> None:
         """Compute the products with the heads in ``precision`` from now on."""

@@ -53,6 +53,12 @@ class Recipe:
     grid_head: Literal["q8_0", "q4_0"] = _setting(
         "q8_0", "Grid of embedding and head, with --grid q4_0; export with the same --head."
     )
+    grid_scales: Literal["derived", "learned"] = _setting(
+        "derived", "Scales of 4-bit blocks: from the largest weight of each, or trained."
+    )
+    grid_activations: Literal["none", "int8"] = _setting(
+        "none", "int8 rounds what matrices are multiplied by too, as the runtimes do."
+    )
     save_steps: int = _setting(50, "Steps between checkpoints.")
     seed: int = _setting(0, "Of order and initial state.")
     precision: Literal["auto", "bf16", "fp32"] = _setting("auto", "Of the backbones.")
@@ -151,6 +157,12 @@ class Recipe:
             faults.append("a student in 4 bits is frozen and needs adapter lora")
         if self.grid != "none" and self.adapter != "none":
             faults.append(f"the grid {self.grid} rounds trained weights, an adapter freezes them")
+        if self.grid == "none":
+            faults += [
+                f"{name} {getattr(self, name)} needs a grid; add grid q4_0"
+                for name, off in (("grid_scales", "derived"), ("grid_activations", "none"))
+                if getattr(self, name) != off
+            ]
         return faults
 
 

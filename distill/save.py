@@ -4,7 +4,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgekd.distill.curve import write_curve
+from edgekd.distill.learned_scales import LearnedScales
 from edgekd.distill.load_models import merged
 from edgekd.distill.model_card import write_card
 from edgekd.distill.prune import copy_tokenizer
@@ -12,7 +16,9 @@ from edgekd.distill.recipe import Job, write_recipe
 from edgekd.distill.trainer import DistillTrainer
 from edgekd.distill.training_log import write_log
 from edgekd.distill.vocabulary import vocabulary_sha256
+from edgekd.export.blocks import pack_gguf
 from edgekd.export.checkpoint import Checkpoint, read_licence
+from edgekd.export.trained_rows import write_trained_rows
 from edgekd.files import atomic_folder
 from edgekd.manifest import NAME, Manifest, describe_files, write_manifest
 from edgekd.runtime.tokenizer import FileTokenizer
@@ -55,10 +61,13 @@ def save_student(trainer: DistillTrainer, job: Job, lineage: Lineage, out: Path)
     """
     weights = trainer.student_weights()  # gathered from all ranks
     if trainer.accelerator.is_main_process:
-        student = trainer.accelerator.unwrap_model(trainer.model).student
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        student, scales = model.student, model.learned_scales
         log = trainer.state.log_history
         with atomic_folder(out) as partial:
             _save_weights(student, weights, partial)
+            if scales is not None:
+                write_trained_rows(partial, _rows(scales, weights))
             copy_tokenizer(lineage.student.folder, partial)
             write_log(partial / "training_log.jsonl", log)
             write_curve(partial / "training_curve.svg", log)
@@ -73,6 +82,11 @@ def _save_weights(student: Any, weights: dict[str, Any], folder: Path) -> None:
         merged(student).save_pretrained(folder)
     else:
         student.save_pretrained(folder, state_dict=weights)
+
+
+def _rows(scales: LearnedScales, weights: dict[str, Any]) -> dict[str, NDArray[np.uint8]]:
+    """Return the matrices as they are rounded in the next step that there might have been."""
+    return {name: pack_gguf(scales.to("cpu").blocks(name, weights[name])) for name in scales.names}
 
 
 def _manifest(folder: Path, job: Job, lineage: Lineage) -> Manifest:

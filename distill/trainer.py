@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
+from edgekd.distill.grid import GridCallback
 from edgekd.distill.losses import LossParts
 from edgekd.distill.model import HeldOut
 from edgekd.distill.on_policy import StudentWriter, n_learned
 from edgekd.distill.packing import Row
-from edgekd.export.blocks import GridName, fake_quantize
 
 _COMPLETE = "complete.json"
 _WEIGHTS = "trained.safetensors"
@@ -30,6 +31,8 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         """Pass everything on to Trainer; with a ``writer`` the student writes some of the data."""
         super().__init__(*args, **kwargs)
         self.writer = writer
+        self.grid: GridCallback | None = None
+        """What rounds the student, also where it is measured or writes."""
         self.model_accepts_loss_kwargs = True  # the loss is divided by the window's token count
         self._sums = torch.zeros(3, dtype=torch.float64)
 
@@ -64,7 +67,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         is_due = self.writer.is_due()
         if is_due:
             student = self.accelerator.unwrap_model(self.model_wrapped).student
-            with self._autocast():
+            with self._on_grid(), self._autocast():
                 rows = self.writer.write(student, batch["row_numbers"].tolist())
             batch = collate(rows)
         self.writer.count(n_learned(batch), is_written=is_due)
@@ -90,9 +93,10 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         model = self.model_wrapped
         model.eval()
         total = torch.zeros(4, dtype=torch.float64, device=self.args.device)
-        for inputs in self.get_eval_dataloader(eval_dataset):
-            figures: HeldOut = model(is_held_out=True, **self._prepare_inputs(inputs))
-            total += torch.stack(list(figures)).double()
+        with self._on_grid():
+            for inputs in self.get_eval_dataloader(eval_dataset):
+                figures: HeldOut = model(is_held_out=True, **self._prepare_inputs(inputs))
+                total += torch.stack(list(figures)).double()
         model.train()
         kl, cross_entropy, n_same, n = self.accelerator.reduce(total, "sum").tolist()
         metrics = {f"{metric_key_prefix}_perplexity": math.exp(cross_entropy / n)}
@@ -115,16 +119,20 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         assert self.writer is not None
         model = self.accelerator.unwrap_model(self.model_wrapped)
         numbers = [row.number for row in self.eval_dataset][:_N_WRITTEN_ROWS]
-        with torch.random.fork_rng(), self._autocast():
-            torch.manual_seed(self.args.seed)
-            rows = self.writer.write(model.student, numbers)
         before = model.options
-        model.options = replace(
-            before, divergence="reverse_kl", temperature=1.0, hard_label_weight=0.0
-        )
-        parts = model(**self._prepare_inputs(collate(rows)))
+        with self._on_grid():
+            with torch.random.fork_rng(), self._autocast():
+                torch.manual_seed(self.args.seed)
+                rows = self.writer.write(model.student, numbers)
+            model.options = replace(
+                before, divergence="reverse_kl", temperature=1.0, hard_label_weight=0.0
+            )
+            parts = model(**self._prepare_inputs(collate(rows)))
         model.options = before
         return float(parts.divergence_nats) / n_learned(collate(rows))
+
+    def _on_grid(self) -> AbstractContextManager[None]:
+        return self.grid.rounded() if self.grid else nullcontext()
 
     def _autocast(self) -> Any:
         dtype = self.accelerator.unwrap_model(self.model_wrapped).dtype
@@ -167,34 +175,6 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
             (folder / _COMPLETE).write_text(json.dumps({"step": self.state.global_step}))
-
-
-class GridCallback(TrainerCallback):  # type: ignore[misc]
-    """Trains on the grid that ships: rounded weights in forward and backward, exact masters.
-
-    The straight-through estimator in its plainest form: the gradient of the rounded weight is
-    applied to the weight it was rounded from. Rounding happens once per optimizer step.
-    """
-
-    def __init__(self, student: Any, grids: dict[str, GridName]) -> None:
-        """Round the parameters of ``student`` that ``grids`` names."""
-        parameters = dict(student.named_parameters())
-        self._parameters = [(parameters[name], grid) for name, grid in grids.items()]
-        self._masters: list[torch.Tensor] = []
-
-    @torch.no_grad()
-    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Put rounded weights in place."""
-        self._masters = [parameter.clone() for parameter, _ in self._parameters]
-        for parameter, grid in self._parameters:
-            parameter.copy_(fake_quantize(parameter, grid))
-
-    @torch.no_grad()
-    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Put the masters back, for the optimizer to move."""
-        for (parameter, _), teacher_source in zip(self._parameters, self._masters, strict=True):
-            parameter.copy_(teacher_source)
-        self._masters = []
 
 
 class HeadPrecisionCallback(TrainerCallback):  # type: ignore[misc]

@@ -7,12 +7,17 @@ table would translate wrongly is refused.
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from edgekd.errors import ExportError
 
+if TYPE_CHECKING:
+    import torch
+
+Matrix = TypeVar("Matrix", "torch.Tensor", "NDArray[np.generic]")
 Activation = Literal["silu", "gelu_tanh"]
 
 # HF name without "model.layers.N." -> GGUF name without "blk.N."
@@ -190,7 +195,7 @@ def attention_scale(config: dict[str, Any], head_dim: int) -> float:
     return 1 / math.sqrt(config.get("query_pre_attn_scalar") or head_dim)
 
 
-def interleave_rows(tensor: torch.Tensor, n_heads: int) -> torch.Tensor:
+def interleave_rows(tensor: Matrix, n_heads: int) -> Matrix:
     """Return the rows of a q or k projection in llama.cpp's order.
 
     transformers rotates the first half of a head against the second, llama.cpp's
@@ -199,7 +204,7 @@ def interleave_rows(tensor: torch.Tensor, n_heads: int) -> torch.Tensor:
     return _swap_halves(tensor, n_heads, 2, -1)
 
 
-def deinterleave_rows(tensor: torch.Tensor, n_heads: int) -> torch.Tensor:
+def deinterleave_rows(tensor: Matrix, n_heads: int) -> Matrix:
     """Return the rows in transformers' order, the inverse of :func:`interleave_rows`."""
     return _swap_halves(tensor, n_heads, -1, 2)
 
@@ -242,6 +247,6 @@ def _uses_window(found: str, config: dict[str, Any]) -> bool:
     return True
 
 
-def _swap_halves(tensor: torch.Tensor, n_heads: int, outer: int, inner: int) -> torch.Tensor:
+def _swap_halves(tensor: Matrix, n_heads: int, outer: int, inner: int) -> Matrix:
     shape = tensor.shape
-    return tensor.reshape(n_heads, outer, inner, *shape[1:]).transpose(1, 2).reshape(shape)
+    return tensor.reshape(n_heads, outer, inner, *shape[1:]).swapaxes(1, 2).reshape(shape)

@@ -13,19 +13,17 @@ ONNX has no minimum but a zero point, a whole number of scales: few Q4_1 matrice
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from edgekd.errors import ExportError
+from edgekd.export.grid_rows import BITS as BITS
+from edgekd.export.grid_rows import BLOCK_SIZE as BLOCK_SIZE
+from edgekd.export.grid_rows import GridName as GridName
 
 # N rows (outputs), K columns (inputs), B blocks in a row = K / 32
-
-GridName = Literal["q4_0", "q4_1", "q8_0"]
-BLOCK_SIZE = 32
-BITS: dict[GridName, int] = {"q4_0": 4, "q4_1": 4, "q8_0": 8}
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,17 @@ def quantize(weight_NK: torch.Tensor, grid: GridName) -> Blocks:
         return _round_q4_1(blocks_NBK)
     codes_NBK, scales_NB1 = (_round_q4_0 if grid == "q4_0" else _round_q8_0)(blocks_NBK)
     return Blocks(grid, codes_NBK.to(torch.int8), scales_NB1.squeeze(-1).half())
+
+
+def quantize_with_scales(weight_NK: torch.Tensor, scales_NB: torch.Tensor) -> Blocks:
+    """Return ``weight_NK`` [N, K] on Q4_0 with the float16 ``scales_NB`` that are given.
+
+    Codes are the nearest ones, halves to even. A block whose scale is 0 is 0.
+    """
+    scales_NB1 = scales_NB.float().unsqueeze(-1)
+    blocks_NBK = weight_NK.detach().float().reshape(*scales_NB.shape, BLOCK_SIZE)
+    codes_NBK = torch.where(scales_NB1 == 0, 0.0, blocks_NBK / scales_NB1).round().clamp(-8, 7)
+    return Blocks("q4_0", codes_NBK.to(torch.int8), scales_NB)
 
 
 def dequantize(blocks: Blocks) -> torch.Tensor:

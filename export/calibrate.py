@@ -29,9 +29,10 @@ from edgekd.export.importance_matrix import (
     write_importance,
 )
 from edgekd.export.k_quants import MIXTURES, quantize_rows
+from edgekd.export.kept_rows import KeptRows
 from edgekd.export.layer_by_layer import Grams, round_layer_by_layer
 from edgekd.export.plan import Plan
-from edgekd.export.round_matrix import KeptRows, rounded_values
+from edgekd.export.round_matrix import rounded_values
 from edgekd.export.to_gguf import overhead_bytes
 from edgekd.files import atomic_file, sha256_of
 from edgekd.progress import Progress, Silence
@@ -83,6 +84,8 @@ def check_options(options: CalibrationOptions, plan: Plan) -> None:
     is_given = options.text is not None or options.imatrix is not None
     if is_given and plan.quant not in ("q4_0", "q4_1", *MIXTURES):
         faults.append(f"{plan.quant} is rounded without data; choose q4_0, q4_1 or a K-quant")
+    if is_given and plan.kept is not None:
+        faults.append("the student was trained with scales of its own; export it without data")
     if options.text is not None and options.imatrix is not None:
         faults.append("give calibration text or an importance matrix, not both")
     if options.save_imatrix is not None and (options.text is None or plan.quant == "q4_0"):

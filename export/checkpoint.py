@@ -2,16 +2,22 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from edgekd.errors import ModelError
 from edgekd.export.architectures import Architecture, architecture_of
+from edgekd.export.stored_tensors import StoredTensor, stored_tensors
 from edgekd.files import sha256_of_all
 from edgekd.runtime.tokenizer import read_json
+
+if TYPE_CHECKING:
+    import torch
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -68,16 +74,32 @@ class Checkpoint:
         """The safetensors files, sorted."""
         return sorted(set(self.shard_of.values()))
 
-    def tensor(self, name: str) -> torch.Tensor:
+    def tensor(self, name: str) -> "torch.Tensor":
         """Return the tensor called ``name`` as float32."""
         with safe_open(self.shard_of[name], framework="pt") as shard:
             tensor: torch.Tensor = shard.get_tensor(name)
         return tensor.float()
 
+    def rows(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+        """Return rows of the tensor called ``name`` as float32, without torch; all by default."""
+        stored = self._stored[name]
+        stop = stored.shape[0] if stop is None else stop
+        if stored.is_plain:
+            return stored.rows(start, stop)
+        values: NDArray[np.float32] = self.tensor(name)[start:stop].numpy()
+        return values
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of the tensor called ``name`` without reading it."""
-        with safe_open(self.shard_of[name], framework="pt") as shard:
-            return tuple(shard.get_slice(name).get_shape())
+        return self._stored[name].shape
+
+    @cached_property
+    def _stored(self) -> dict[str, StoredTensor]:
+        """Where each tensor lies in its file."""
+        found: dict[str, StoredTensor] = {}
+        for path in self.weight_files:
+            found |= stored_tensors(path)
+        return found
 
     @property
     def n_parameters(self) -> int:
@@ -99,7 +121,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     shard_of: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
-            with safe_open(path, framework="pt") as shard:
+            with safe_open(path, framework="np") as shard:
                 shard_of.update(dict.fromkeys(shard.keys(), path))
         except SafetensorError as error:
             raise ModelError(f"{path} is no safetensors file or is cut short: {error}") from error

@@ -20,6 +20,7 @@ from edgekd.export.plan import HeadQuant, Plan, make_plan, parse_quant
 from edgekd.export.to_gguf import write_gguf
 from edgekd.export.to_npu import NpuOptions, write_npu
 from edgekd.export.to_onnx import write_onnx
+from edgekd.export.trained_rows import with_trained_rows
 from edgekd.export.verify import verify_against_checkpoint
 from edgekd.files import atomic_file, atomic_folder, size_of, write_text_atomic
 from edgekd.manifest import (
@@ -82,6 +83,7 @@ def export_model(
         if budget is not None:
             plan = plan_for_budget(checkpoint, plan, budget, options, progress)
         with tempfile.TemporaryDirectory(prefix="edgekd-rows-") as folder:
+            plan = with_trained_rows(checkpoint, plan, Path(folder))
             plan = calibrate(checkpoint, plan, options, Path(folder), progress)
             if output_format == "gguf":
                 report = _export_gguf(checkpoint, plan, out, progress or Silence())

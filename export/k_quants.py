@@ -10,18 +10,21 @@ the head.
 
 import ctypes
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize as gguf_dequantize
 from numpy.typing import NDArray
 
 from edgekd.errors import ExportError, MissingExtraError
-from edgekd.export.blocks import GridName
 from edgekd.export.checkpoint import Checkpoint
+from edgekd.export.grid_rows import GridName
+
+if TYPE_CHECKING:
+    import torch
 
 # N rows, K columns
 
@@ -36,7 +39,7 @@ _FALLBACK: dict[KType, str] = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
 
 
 def quantize_rows(
-    weight_NK: torch.Tensor,
+    weight_NK: "torch.Tensor | NDArray[np.float32]",
     name: KType | GridName,
     importance_K: NDArray[np.float32] | None = None,
 ) -> NDArray[np.uint8]:
@@ -50,7 +53,7 @@ def quantize_rows(
     """
     kind = _ggml_type(name)
     n_rows, n_columns = weight_NK.shape
-    weight = np.ascontiguousarray(weight_NK.detach().float().numpy())
+    weight = np.ascontiguousarray(weight_NK, np.float32)
     block, block_bytes = GGML_QUANT_SIZES[kind]
     rows = np.empty((n_rows, n_columns // block * block_bytes), np.uint8)
     weights = None
@@ -71,8 +74,10 @@ def quantize_rows(
     return rows
 
 
-def dequantize_rows(rows: NDArray[np.uint8], name: KType) -> torch.Tensor:
+def dequantize_rows(rows: NDArray[np.uint8], name: KType) -> "torch.Tensor":
     """Return the float32 matrix [N, K] that ``rows`` stand for, by the gguf package."""
+    import torch
+
     values: NDArray[Any] = gguf_dequantize(rows, _ggml_type(name))
     return torch.from_numpy(values.astype(np.float32))
 
@@ -127,11 +132,10 @@ def _ggml_type(name: KType | GridName) -> GGMLQuantizationType:
 
 @cache
 def _quantizer() -> Any:
-    try:
-        import llama_cpp
-    except ImportError as error:
-        raise MissingExtraError("llama_cpp", "gguf") from error
-    library = next((Path(llama_cpp.__file__).parent / "lib").glob("*ggml-base.*"))
+    package = find_spec("llama_cpp")  # its import loads llama.cpp as well
+    if package is None or package.origin is None:
+        raise MissingExtraError("llama_cpp", "gguf")
+    library = next((Path(package.origin).parent / "lib").glob("*ggml-base.*"))
     function = ctypes.CDLL(str(library)).ggml_quantize_chunk
     function.restype = ctypes.c_size_t
     # All seven at once: ctypes reads the list when it is assigned, and cuts an address that is

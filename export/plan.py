@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from edgekd.errors import ExportError
-from edgekd.export.blocks import BITS, BLOCK_SIZE, GridName
 from edgekd.export.checkpoint import Checkpoint
+from edgekd.export.grid_rows import BITS, BLOCK_SIZE, GridName
 from edgekd.export.k_quants import K_TYPES, MIXTURES, KType, Mixture, mixture_types
-from edgekd.export.round_matrix import KeptRows
+from edgekd.export.kept_rows import KeptRows
 
 Quant = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q4_k_m", "q5_k_m", "q6_k"]
 QUANTS: tuple[Quant, ...] = get_args(Quant)

@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import ExportError
+
+if TYPE_CHECKING:
+    import torch
 
 _LONG_KINDS = ("longrope", "su")  # "su" is what Phi-3 first called it
 
@@ -15,9 +16,9 @@ _LONG_KINDS = ("longrope", "su")  # "su" is what Phi-3 first called it
 class LongRope:
     """LongRoPE (arXiv:2402.13753): two lists of divisors, chosen by the length of the text."""
 
-    short: torch.Tensor
+    short: "torch.Tensor"
     """Divisor of each frequency up to the original context, float64 [rotary_dim / 2]."""
-    long: torch.Tensor
+    long: "torch.Tensor"
     """The same beyond it."""
     attention_factor: float
     """What cosines and sines are multiplied by."""
@@ -63,6 +64,8 @@ def long_rope(config: dict[str, Any]) -> LongRope | None:
     rope = rope_settings(config)
     if _kind(rope) not in _LONG_KINDS:
         return None
+    import torch
+
     n_frequencies = rotary_dim(config) // 2
     short, long = (
         torch.tensor(rope.get(f"{name}_factor") or [], dtype=torch.float64)
@@ -85,7 +88,7 @@ def _attention_factor(config: dict[str, Any], rope: dict[str, Any]) -> float:
     return math.sqrt(1 + math.log(ratio) / math.log(original)) if ratio > 1 else 1.0
 
 
-def rope_factors(config: dict[str, Any], *, is_windowed: bool = False) -> torch.Tensor | None:
+def rope_factors(config: dict[str, Any], *, is_windowed: bool = False) -> "torch.Tensor | None":
     """Return what each rotary frequency is divided by, float64 [rotary_dim / 2]; none if nothing.
 
     "linear" as in transformers; "llama3" after Llama 3.1: high frequencies stay, low ones are
@@ -98,6 +101,8 @@ def rope_factors(config: dict[str, Any], *, is_windowed: bool = False) -> torch.
     kind = _kind(rope)
     if kind == "default":
         return None
+    import torch
+
     freqs = _plain_inv_freq(config, is_windowed)
     if kind == "linear":
         return torch.full_like(freqs, float(rope["factor"]))
@@ -114,7 +119,7 @@ def rope_factors(config: dict[str, Any], *, is_windowed: bool = False) -> torch.
     return torch.reciprocal((1 - smooth) / factor + smooth)
 
 
-def rope_inv_freq(config: dict[str, Any], *, is_windowed: bool = False) -> torch.Tensor:
+def rope_inv_freq(config: dict[str, Any], *, is_windowed: bool = False) -> "torch.Tensor":
     """Return the rotary frequencies in radians per token, float64 [rotary_dim / 2]."""
     freqs = _plain_inv_freq(config, is_windowed)
     factors = rope_factors(config, is_windowed=is_windowed)
@@ -125,7 +130,9 @@ def _kind(rope: dict[str, Any]) -> str:
     return str(rope.get("rope_type") or rope.get("type") or "default")
 
 
-def _plain_inv_freq(config: dict[str, Any], is_windowed: bool) -> torch.Tensor:
+def _plain_inv_freq(config: dict[str, Any], is_windowed: bool) -> "torch.Tensor":
+    import torch
+
     n_rotated = rotary_dim(config)
     exponents = torch.arange(0, n_rotated, 2, dtype=torch.float64) / n_rotated
     return torch.pow(rope_theta(config, is_windowed=is_windowed), -exponents)

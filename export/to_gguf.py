@@ -1,29 +1,26 @@
 """Write a checkpoint as one GGUF file that llama.cpp reads.
 
-Tensors are read, rounded and written one at a time, so memory stays near the largest of them.
+Tensors are read, rounded and written one at a time, so memory stays near the largest of them as
+it is stored; torch is not loaded.
 """
 
 import math
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from gguf import (
-    GGML_QUANT_SIZES,
     GGUF_DEFAULT_ALIGNMENT,
     GGMLQuantizationType,
     GGUFWriter,
     LlamaFileType,
     RopeScalingType,
 )
-from numpy.typing import NDArray
 
-from edgekd.export.architectures import interleave_rows
-from edgekd.export.blocks import pack_gguf
 from edgekd.export.checkpoint import Checkpoint
 from edgekd.export.gguf_general import write_general
+from edgekd.export.gguf_tensors import FLOATS, stored_shape, stored_tensor
 from edgekd.export.gguf_tokenizer import write_tokenizer
 from edgekd.export.plan import Plan, Quant
 from edgekd.export.rope import (
@@ -34,10 +31,12 @@ from edgekd.export.rope import (
     rope_theta,
     rotary_dim,
 )
-from edgekd.export.round_matrix import matrix_blocks, matrix_rows
 from edgekd.progress import Advance, Progress, Silence
 from edgekd.runtime.chat_template import read_chat_template
 from edgekd.runtime.tokenizer import FileTokenizer
+
+if TYPE_CHECKING:
+    import torch
 
 _FILE_TYPES: dict[Quant, LlamaFileType] = {
     "f32": LlamaFileType.ALL_F32,
@@ -50,8 +49,6 @@ _FILE_TYPES: dict[Quant, LlamaFileType] = {
     "q5_k_m": LlamaFileType.MOSTLY_Q5_K_M,
     "q6_k": LlamaFileType.MOSTLY_Q6_K,
 }
-# numpy has no bfloat16; its bits travel as uint16.
-_FLOATS: dict[str, type[np.generic]] = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16}
 
 
 def write_gguf(
@@ -85,7 +82,7 @@ def overhead_bytes(checkpoint: Checkpoint, plan: Plan) -> int:
         finally:
             writer.close()
         front_bytes = path.stat().st_size
-    floats = [name for name in plan.types if plan.types[name] in _FLOATS]
+    floats = [name for name in plan.types if plan.types[name] in FLOATS]
     # float32 is the widest; rope tensors have a value for every second channel of a head
     float_bytes = 4 * sum(math.prod(checkpoint.shape(name)) for name in floats)
     rope_bytes = sum(4 * len(factors) for factors in _rope_tensors(checkpoint).values())
@@ -146,12 +143,8 @@ def _write_rope(writer: GGUFWriter, checkpoint: Checkpoint) -> None:
 def _declare_tensors(writer: GGUFWriter, checkpoint: Checkpoint, plan: Plan) -> None:
     for name, stored in plan.types.items():
         ggml_type = GGMLQuantizationType[stored.upper()]
-        shape = checkpoint.shape(name)
-        dtype = np.dtype(_FLOATS.get(stored, np.uint8))
-        if stored not in _FLOATS:
-            block, block_bytes = GGML_QUANT_SIZES[ggml_type]
-            shape = (shape[0], shape[1] // block * block_bytes)
-        n_bytes = int(np.prod(shape)) * dtype.itemsize
+        shape, dtype = stored_shape(checkpoint, name, stored)
+        n_bytes = math.prod(shape) * dtype.itemsize
         gguf_name = checkpoint.architecture.to_gguf_name(name)
         writer.add_tensor_info(gguf_name, shape, dtype, n_bytes, ggml_type)
     for name, factors in _rope_tensors(checkpoint).items():
@@ -161,19 +154,14 @@ def _declare_tensors(writer: GGUFWriter, checkpoint: Checkpoint, plan: Plan) -> 
 def _write_tensors(
     writer: GGUFWriter, checkpoint: Checkpoint, plan: Plan, advance: Advance
 ) -> None:
-    n_heads = checkpoint.config["num_attention_heads"]
-    architecture = checkpoint.architecture
     for number, name in enumerate(plan.types, 1):
-        rows = _stored_array(checkpoint, name, plan)
-        if n_rotated := architecture.rotated_heads(name, n_heads, checkpoint.n_kv_heads):
-            rows = interleave_rows(torch.from_numpy(rows), n_rotated).numpy()
-        writer.write_tensor_data(rows)
+        writer.write_tensor_data(stored_tensor(checkpoint, name, plan))
         advance(number, "tensors")
     for factors in _rope_tensors(checkpoint).values():
         writer.write_tensor_data(factors.float().numpy())
 
 
-def _rope_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+def _rope_tensors(checkpoint: Checkpoint) -> dict[str, "torch.Tensor"]:
     """Return the divisors of rotary frequencies that llama.cpp reads as tensors.
 
     Llama 3.1's scaling is one list of them; LongRoPE has one for contexts up to the original length
@@ -187,23 +175,3 @@ def _rope_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     is_linear = rope_settings(checkpoint.config).get("rope_type") == "linear"
     factors = None if is_linear else rope_factors(checkpoint.config)
     return {} if factors is None else {"rope_freqs.weight": factors}
-
-
-def _stored_array(checkpoint: Checkpoint, name: str, plan: Plan) -> NDArray[Any]:
-    """Return the tensor ``name`` as it is stored, its rows in the checkpoint's order."""
-    if (grid := plan.grid_of(name)) is not None:
-        return pack_gguf(matrix_blocks(checkpoint, name, grid, plan.kept))
-    if (kind := plan.k_types().get(name)) is not None:
-        return matrix_rows(checkpoint, name, kind, plan.kept)
-    tensor = checkpoint.tensor(name)
-    if checkpoint.architecture.is_norm(name):
-        tensor = tensor + checkpoint.architecture.norm_offset
-    if plan.types[name] == "bf16":
-        return bf16_bits(tensor)
-    return tensor.numpy().astype(_FLOATS[plan.types[name]])
-
-
-def bf16_bits(tensor: torch.Tensor) -> NDArray[np.uint16]:
-    """Return ``tensor`` rounded to bfloat16, halves to even, as ggml's ``ggml_fp32_to_bf16``."""
-    bits: NDArray[np.uint16] = tensor.bfloat16().view(torch.uint16).numpy()
-    return bits

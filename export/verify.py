@@ -20,6 +20,7 @@ import torch
 from edgekd.errors import VerificationError
 from edgekd.export.blocks import Blocks
 from edgekd.export.checkpoint import Checkpoint, open_checkpoint
+from edgekd.export.kept_rows import keep_as_recorded
 from edgekd.export.plan import Plan, Quant, recorded_plan
 from edgekd.export.read_back import (
     read_gguf_blocks,
@@ -27,7 +28,7 @@ from edgekd.export.read_back import (
     read_onnx_blocks,
     read_rows,
 )
-from edgekd.export.round_matrix import keep_as_recorded, matrix_blocks, matrix_rows
+from edgekd.export.round_matrix import matrix_blocks, matrix_rows
 from edgekd.export.rounded_model import rounded_model
 from edgekd.export.verify_npu import can_run, verify_on_npu
 from edgekd.runtime.chat_template import read_chat_template

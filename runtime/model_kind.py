@@ -11,7 +11,7 @@ REJECTED = ".rejected"
 """Ends the name of an artifact that failed its checks."""
 _ONNX_FILES = ("model.onnx", "npu.json")  # graphs of any shape, or of fixed ones for an NPU
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "LICENSE*", "README.md"]
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "grid.npz", "LICENSE*", "README.md"]
 
 
 class ModelKind(StrEnum):

@@ -18,10 +18,9 @@ from edgekd.distill.losses import LossOptions
 from edgekd.distill.model import DistillModel, HiddenMatching, OnlineTeacher
 from edgekd.distill.packing import pack
 from edgekd.distill.recipe import Job, Recipe
-from edgekd.distill.trainer import GridCallback, HeadPrecisionCallback, collate
+from edgekd.distill.trainer import HeadPrecisionCallback, collate
 from edgekd.distill.vocabulary import common_vocabulary
 from edgekd.errors import VocabularyError
-from edgekd.export.blocks import fake_quantize
 from edgekd.export.checkpoint import open_checkpoint
 from edgekd.runtime.tokenizer import FileTokenizer
 from edgekd.runtime.torch_engine import load_causal_lm
@@ -116,19 +115,6 @@ def test_a_killed_run_resumes_on_the_uninterrupted_curve(
         [sys.executable, "-m", "edgekd", *arguments, "--resume"], check=True, env=os.environ
     )
     assert _losses(killed) == pytest.approx(_losses(whole), rel=1e-5)
-
-
-def test_a_grid_step_uses_rounded_weights_and_moves_the_masters(student: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32)
-    name = "model.layers.0.mlp.up_proj.weight"
-    parameter = dict(model.named_parameters())[name]
-    teacher_source = parameter.detach().clone()
-    callback = GridCallback(model, {name: "q4_0"})
-    callback.on_step_begin()
-    assert parameter.equal(fake_quantize(teacher_source, "q4_0"))
-    assert not parameter.equal(teacher_source)
-    callback.on_pre_optimizer_step()
-    assert parameter.equal(teacher_source)
 
 
 def test_different_tokenizers_are_refused_and_padding_is_not(

@@ -31,7 +31,7 @@ from edgekd.export.blocks import (
     unpack_matmul_nbits,
     zero_points,
 )
-from edgekd.export.to_gguf import bf16_bits
+from edgekd.export.gguf_tensors import bf16_bits
 from edgekd.export.verify import blocks_equal
 
 _TYPES: dict[GridName, GGMLQuantizationType] = {
@@ -113,7 +113,7 @@ def test_any_rows_equal_ggml_c_and_gguf_numpy(weight: NDArray[np.float32], grid:
 
 @given(weight=hnp.arrays(np.float32, (2, 32), elements=st.floats(allow_nan=False, width=32)))
 def test_bf16_equals_ggml_c_and_gguf_numpy(weight: NDArray[np.float32]) -> None:
-    bits = bf16_bits(torch.from_numpy(weight)).view(np.uint8)
+    bits = bf16_bits(weight).view(np.uint8)
     kind = GGMLQuantizationType.BF16
     np.testing.assert_array_equal(bits, ggml_quantize(weight, kind))
     np.testing.assert_array_equal(bits, quants.quantize(weight, kind))

@@ -12,9 +12,9 @@ from edgekd.export.calibrate import CalibrationOptions, calibrate
 from edgekd.export.checkpoint import Checkpoint, open_checkpoint
 from edgekd.export.export_model import export_model
 from edgekd.export.importance_matrix import measure_importance, write_importance
+from edgekd.export.kept_rows import hash_rows
 from edgekd.export.plan import make_plan, parse_quant
 from edgekd.export.read_back import read_gguf_blocks, read_onnx_blocks
-from edgekd.export.round_matrix import hash_rows
 from edgekd.export.to_gguf import write_gguf
 from edgekd.export.verify import blocks_equal, check_blocks, verify_as_recorded
 from edgekd.manifest import manifest_path, read_manifest
