@@ -15,6 +15,7 @@ from edgekd.cli_bench import app as bench_app
 from edgekd.cli_devices import app as devices_app
 from edgekd.cli_distill import app as distill_app
 from edgekd.cli_eval import app as eval_app
+from edgekd.cli_help import ByPlace
 from edgekd.cli_options import (
     Context,
     Emulate,
@@ -33,7 +34,9 @@ from edgekd.cli_options import (
 from edgekd.errors import EdgekdError
 from edgekd.progress import make_progress
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(
+    cls=ByPlace, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+)
 app.add_typer(distill_app)
 app.add_typer(bench_app, name="bench")
 app.add_typer(eval_app)
