@@ -259,6 +259,10 @@ def serve(
         Literal["f32", "f16", "bf16", "q8_0", "q4_0"],
         typer.Option(help="Type of the KV cache (GGUF)."),
     ] = "f16",
+    flash_attention: Annotated[
+        bool | None,
+        typer.Option(help="Of a GGUF file: faster, rounds to half precision; llama.cpp chooses."),
+    ] = None,
     ep: Provider = "cpu",
     require_npu: RequireNpu = False,
     revision: Revision = None,
@@ -292,6 +296,7 @@ def serve(
         n_threads=threads or default_threads(),
         gpu_layers=gpu_layers,
         kv_type=kv_type,
+        flash_attention=flash_attention,
         provider=ep,
         require_npu=require_npu,
     )
