@@ -15,6 +15,7 @@ _FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<language>[\w-]*)\
 _MARK = re.compile(r"^<!-- (?P<mark>run(: server)?) -->$")
 _LINK = re.compile(r"(?P<image>!?)\[[^\]]*\]\((?P<target>[^)\s]+)\)")
 _SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+_COMMENT = re.compile(r"(?:^|(?<=\s))#.*$", re.MULTILINE)
 _COMMAND_ENDS = {"|", "||", "&", "&&", ";", "(", ")"}
 
 
@@ -92,9 +93,9 @@ def anchors_of(page: Path) -> set[str]:
 
 def commands_of(script: str) -> Iterator[list[str]]:
     """Yield the words of every simple command in ``script``, comments and redirections gone."""
-    # A comment takes the end of its line with it, so each line has two.
-    joined = script.replace("\\\n", " ").replace("\n", "\n\n")
-    lexer = shlex.shlex(joined, posix=True, punctuation_chars="();|&\n")
+    plain = _COMMENT.sub("", script.replace("\\\n", " "))
+    lexer = shlex.shlex(plain, posix=True, punctuation_chars="();|&\n")
+    lexer.commenters = ""  # shlex sees them within words too: run.json#0
     lexer.whitespace = " \t"
     lexer.whitespace_split = True
     words: list[str] = []
