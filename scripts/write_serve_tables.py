@@ -29,10 +29,8 @@ def limits() -> Rows:
         ("time for them", f"{http_timeouts.HEAD_S:g} s"),
         ("body", f"{http_guard.MAX_BODY_BYTES // MIB} MiB"),
         ("time for the body", f"{http_guard.BODY_S:g} s"),
-        (
-            "rest of a body whose request is answered already",
-            f"{http_timeouts.REST_S:g} s and {http_guard.MAX_SKIPPED_BYTES // MIB} MiB",
-        ),
+        ("what is read and dropped of a longer one", f"{http_guard.MAX_SKIPPED_BYTES // MIB} MiB"),
+        ("time for the rest of a body whose request is answered", f"{http_timeouts.REST_S:g} s"),
         ("nesting of JSON", f"{MAX_DEPTH} levels"),
         ("`stop`", f"{MAX_STOPS} strings"),
         ("`logit_bias`", f"{MAX_BIASES} tokens"),
