@@ -45,8 +45,11 @@ def split(page: Path) -> tuple[list[Block], str]:
     Raises:
         ValueError: a fence is not closed, or a mark has no block.
     """
-    blocks, prose, inside = [], [], None
-    mark, lines = "", []
+    blocks: list[Block] = []
+    prose: list[str] = []
+    inside: tuple[int, re.Match[str]] | None = None
+    lines: list[str] = []
+    mark = ""
     for number, line in enumerate(page.read_text("utf-8").splitlines(), 1):
         if inside is None and (opening := _FENCE.match(line)):
             inside, lines = (number, opening), []
