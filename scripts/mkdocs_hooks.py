@@ -69,6 +69,7 @@ def _commands(folder: Path) -> dict[str, str]:
     pages: dict[str, str] = {}
     for verb, below, text in _SECTION.findall((folder / "cli.md").read_text("utf-8")):
         if not below:
-            pages[verb] = f"# edgekd {verb}\n\nThe guide: [{_GUIDES[verb]}](../{_GUIDES[verb]}).\n"
+            guide = _GUIDES.get(verb, "index.md")
+            pages[verb] = f"# edgekd {verb}\n\nThe guide: [{guide}](../{guide}).\n"
         pages[verb] += (f"\n## edgekd {verb}{below}\n" if below else "") + text.rstrip() + "\n"
     return pages
