@@ -248,3 +248,9 @@ def test_a_wrong_option_is_a_usage_error(tiny_folder: Path) -> None:
 def test_doctor_and_detect_speak_json() -> None:
     assert json.loads(run("devices", "detect", "--json").stdout.splitlines()[-1])["n_usable_cores"]
     assert json.loads(run("doctor", "--json").stdout.splitlines()[-1])
+
+
+def test_serve_hands_flash_attention_to_the_engine(tiny_gguf: Path) -> None:
+    options = ["--port", "0", "--quiet", "--kv-type", "q8_0", "--no-flash-attention"]
+    result = run("serve", str(tiny_gguf), *options)
+    assert "q8_0 KV cache needs flash attention" in _one_line(result)

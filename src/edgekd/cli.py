@@ -15,6 +15,7 @@ from edgekd.cli_bench import app as bench_app
 from edgekd.cli_devices import app as devices_app
 from edgekd.cli_distill import app as distill_app
 from edgekd.cli_eval import app as eval_app
+from edgekd.cli_help import ByPlace
 from edgekd.cli_options import (
     Context,
     Emulate,
@@ -34,7 +35,9 @@ from edgekd.cli_report import app as report_app
 from edgekd.errors import EdgekdError
 from edgekd.progress import make_progress
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(
+    cls=ByPlace, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+)
 app.add_typer(distill_app)
 app.add_typer(bench_app, name="bench")
 app.add_typer(eval_app)
@@ -259,6 +262,10 @@ def serve(
         Literal["f32", "f16", "bf16", "q8_0", "q4_0"],
         typer.Option(help="Type of the KV cache (GGUF)."),
     ] = "f16",
+    flash_attention: Annotated[
+        bool | None,
+        typer.Option(help="Of a GGUF file: faster, rounds to half precision; llama.cpp chooses."),
+    ] = None,
     ep: Provider = "cpu",
     require_npu: RequireNpu = False,
     revision: Revision = None,
@@ -292,6 +299,7 @@ def serve(
         n_threads=threads or default_threads(),
         gpu_layers=gpu_layers,
         kv_type=kv_type,
+        flash_attention=flash_attention,
         provider=ep,
         require_npu=require_npu,
     )
