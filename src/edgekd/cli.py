@@ -31,6 +31,7 @@ from edgekd.cli_options import (
     print_result,
 )
 from edgekd.errors import EdgekdError
+from edgekd.no_memory import ADVICE, is_out_of_memory
 from edgekd.progress import make_progress
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -379,6 +380,10 @@ def main() -> None:
         app()
     except EdgekdError as error:
         raise SystemExit(f"edgekd: {error}") from error
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise SystemExit(f"edgekd: {ADVICE}") from error
+        raise
 
 
 def _export_summary(report: dict[str, Any]) -> str:

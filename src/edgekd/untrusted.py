@@ -9,6 +9,8 @@ from typing import Any
 
 from edgekd.errors import EdgekdError, ModelError
 
+MALFORMED = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
+"""What code raises that takes a file's own values for counts, names and types."""
 _MAX_NAME_BYTES = 255  # NAME_MAX of Linux file systems
 
 
@@ -46,7 +48,7 @@ def untrusted(path: Path) -> Iterator[None]:
         yield
     except EdgekdError:
         raise
-    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+    except MALFORMED as error:
         raise _malformed(path, error) from error
     except Exception as error:
         if type(error) is not Exception:  # tokenizers raises bare ones
