@@ -46,7 +46,7 @@ def fuzz(target: str, minutes: float, work: Path) -> dict[str, Any]:
         log = _run_child(target, findings, corpus, round(left_s))
         n_runs += max((int(a or b) for a, b in _N_RUNS.findall(log)), default=0)
         covered = max([covered, *map(int, _COVERAGE.findall(log))])
-        if n_native == (n_native := len(list(work.glob(f"{target}-native-*")))):
+        if n_native == (n_native := len(_native(target, work))):
             break  # it ran to its end
     if not n_runs:
         raise SystemExit(f"nothing was run: {log.strip().splitlines()[-1:]}")
@@ -59,11 +59,32 @@ def fuzz(target: str, minutes: float, work: Path) -> dict[str, Any]:
         "executions": n_runs,
         "branches_covered": covered,
         "findings": sorted({entry["place"] for entry in found}),
-        "crashes_hangs_or_memory": n_native,
+        **_sorted_out(target, work),
         "corpus_files": _keep_smallest(corpus, CORPUS / target),
         "versions": {name: version(name) for name in ("atheris", "edgekd")}
         | {"python": platform.python_version(), "commit": _commit()},
     }
+
+
+def _native(target: str, work: Path) -> list[Path]:
+    """Return the inputs at which native code crashed, hung or took too much memory."""
+    return sorted(work.glob(f"{target}-native-*"))
+
+
+def _sorted_out(target: str, work: Path) -> dict[str, int]:
+    """Return how many of them do it again; a virtual machine that pauses looks like a hang."""
+    again = [path for path in _native(target, work) if not _survives(target, path, work)]
+    return {
+        "crashes_hangs_or_memory": len(again),
+        "not_reproduced": len(_native(target, work)) - len(again),
+    }
+
+
+def _survives(target: str, path: Path, work: Path) -> bool:
+    command = [sys.executable, "-m", "tests.faults.fuzz_child", target]
+    command += [str(work / f"{target}-findings"), f"-timeout={TIMEOUT_S}"]
+    command += [f"-rss_limit_mb={MEMORY_MB}", f"-artifact_prefix={work}/again-", str(path)]
+    return subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
 def _run_child(target: str, findings: Path, corpus: Path, seconds: int) -> str:
@@ -104,13 +125,26 @@ def record(run: dict[str, Any]) -> None:
     RECORD.write_text(json.dumps(kept, indent=2) + "\n")
 
 
+def recheck(targets: list[str], work: Path) -> None:
+    """Correct the record of ``targets`` after running again what was found in ``work``."""
+    for run in json.loads(RECORD.read_text()):
+        if run["target"] in targets:
+            record(run | _sorted_out(run["target"], work))
+
+
 def main() -> None:
     """Fuzz what the command line names."""
-    parser = argparse.ArgumentParser(prog="scripts/fuzz", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="scripts/fuzz", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("targets", nargs="+", choices=[*NAMES, "all"])
     parser.add_argument("--minutes", type=float, default=30, help="for each target")
     parser.add_argument("--work", type=Path, help="folder of findings, logs and the whole corpus")
+    parser.add_argument("--recheck", action="store_true", help="only run what was found again")
     given = parser.parse_args()
+    if given.recheck:
+        recheck(given.targets, given.work)
+        return
     names = NAMES if "all" in given.targets else given.targets
     work = given.work or Path(tempfile.mkdtemp(prefix="edgekd-fuzz-"))
     n_found = 0

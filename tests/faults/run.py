@@ -67,7 +67,9 @@ def _commit() -> str:
 
 def main() -> None:
     """Run what the command line asks for."""
-    parser = argparse.ArgumentParser(prog="scripts/faults", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="scripts/faults", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="run the cells with this in their name")
     given = parser.parse_args()
