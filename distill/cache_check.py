@@ -46,7 +46,8 @@ def shard_fault(
     n_top_P, n_tail_P = tensor("n_top_P").astype(np.int64), tensor("n_tail_P").astype(np.int64)
     n_temperatures, n_positions = len(identity.temperatures), entry["positions"]
     is_narrow = tensor("top_ids_E").ndim == 1
-    id_type, id_shape = (np.uint16, ()) if is_narrow else (np.uint8, (3,))
+    id_type: type = np.uint16 if is_narrow else np.uint8
+    id_shape: tuple[int, ...] = () if is_narrow else (3,)
     n_head_P = np.minimum(n_top_P, _N_HEAD)
     n_of = {
         "top_ids_E": n_top_P,

@@ -211,4 +211,5 @@ def _code_of(error: EdgekdError) -> FailureCode:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with suppress(BrokenPipeError):  # the parent is gone
+        sys.exit(main())

@@ -44,14 +44,14 @@ def cell(entry: dict[str, Any]) -> str:
 def fuzz_table(runs: list[dict[str, Any]]) -> str:
     """Return one row for each target's last run."""
     lines = [
-        "| target | minutes | executions | branches | findings | crashes, hangs | date |",
-        "|---|---|---|---|---|---|---|",
+        "| target | minutes | runs | branches | findings | crashes, hangs | not again | on |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for run in runs:
         lines.append(
             f"| {run['target']} | {run['minutes']:.0f} | {run['executions']:,} "
             f"| {run['branches_covered']} | {len(run['findings'])} "
-            f"| {run['crashes_hangs_or_memory']} | {run['date'][:10]} |"
+            f"| {run['crashes_hangs_or_memory']} | {run['not_reproduced']} | {run['date'][:10]} |"
         )
     return "\n".join(lines) + "\n"
 
