@@ -4,7 +4,6 @@ Published speeds name a public model and a runtime's format; the bytes follow fr
 shape, since nobody publishes them. Files: published/models.toml and published/speeds.toml.
 """
 
-import json
 import tomllib
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +13,7 @@ from typing import Any
 
 from edgekd.devices.predict import Point
 from edgekd.errors import DeviceError
+from edgekd.untrusted import parse_json
 
 # Bits per weight of a runtime's format: of the body, and of the head.
 _FORMAT_BITS = {
@@ -111,7 +111,7 @@ def read_bench(path: Path) -> list[OwnRun]:
         DeviceError: the file is missing, is no such output, or holds times that are no device's.
     """
     try:
-        document = json.loads(path.read_text("utf-8"))
+        document = parse_json(path.read_text("utf-8"))
         real = document["machine"].get("emulated_on")
         runs = [run for result in document["results"] for run in _own_runs(result)]
     except OSError as error:

@@ -19,6 +19,7 @@ from edgekd.runtime.chat_prompt import chat_prompt
 from edgekd.runtime.generate import generate
 from edgekd.runtime.loading import open_model
 from edgekd.runtime.sampling import SamplingParams
+from edgekd.untrusted import parse_json
 
 Messages = list[dict[str, Any]]
 Answer = Callable[[Messages], str]
@@ -115,7 +116,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _messages_of(line: str, path: Path, number: int) -> Messages:
     try:
-        sample = json.loads(line)
+        sample = parse_json(line)
         if isinstance(sample.get("prompt"), str):
             return [{"role": "user", "content": sample["prompt"]}]
         messages = sample["messages"]
@@ -145,7 +146,7 @@ def _count_answered(out: Path, asked: list[Messages]) -> int:
 def _answered(line: str) -> Messages | None:
     """Return the messages that a line of ours answers; None if it is no such line."""
     try:
-        return list(json.loads(line)["messages"][:-1])
+        return list(parse_json(line)["messages"][:-1])
     except (ValueError, KeyError, TypeError):
         return None
 

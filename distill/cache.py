@@ -110,10 +110,12 @@ def inspect(folder: Path) -> dict[str, Any]:
     """Return what the cache in ``folder`` holds: bytes per token, mass kept, entropy.
 
     Raises:
-        DataError: it is unfinished, or a shard was changed.
+        DataError: it is unfinished or empty, or a shard was changed.
     """
     cache = LogitCache(folder)
     n_positions = sum(entry["positions"] for entry in cache.shards)
+    if not n_positions:
+        raise DataError(f"{folder} holds no position; capture longer samples")
     n_bytes = sum(entry["bytes"] for entry in cache.shards)
     sums = np.sum([_figures(cache.shard_records(i)) for i in range(len(cache.shards))], 0)
     return {

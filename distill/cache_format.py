@@ -26,9 +26,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from edgekd.distill.cache_check import index_fault, shard_fault
 from edgekd.distill.data import Document
 from edgekd.errors import DataError
 from edgekd.files import atomic_file, sha256_of, write_text_atomic
+from edgekd.untrusted import parse_json
 
 # P positions, E entries, S samples, T temperatures
 
@@ -157,7 +159,7 @@ def finished_shard(folder: Path, number: int, keys: Sequence[bytes]) -> dict[str
     """
     path = _shard_path(folder, number)
     try:
-        description: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
+        description: dict[str, Any] = parse_json(path.with_suffix(".json").read_text())
         is_ours = description["keys_sha256"] == _hash_keys(keys)
         return description if is_ours and sha256_of(path) == description["sha256"] else None
     except (OSError, ValueError, KeyError, TypeError):
@@ -199,12 +201,14 @@ def read_index(folder: Path) -> dict[str, Any]:
     """
     path = folder / INDEX
     try:
-        document: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        document: dict[str, Any] = parse_json(path.read_text("utf-8"))
         values = document["identity"]
         identity = Identity(**{**values, "temperatures": tuple(values["temperatures"])})
         is_whole = document["schema_version"] == SCHEMA_VERSION and isinstance(
             document["shards"], list
         )
+        if is_whole and (fault := index_fault(document)):
+            raise ValueError(fault)
     except OSError as error:
         raise DataError(
             f"no cache at {folder}: {error.strerror}; make one with edgekd cache"
@@ -251,7 +255,7 @@ class LogitCache:
         self.shards: list[dict[str, Any]] = index["shards"]
         if not self.shards:
             raise DataError(f"the capture of {folder} is not finished; run edgekd cache again")
-        self._files = [_open_shard(folder, entry) for entry in self.shards]
+        self._files = [_open_shard(folder, entry, self.identity) for entry in self.shards]
         self._places = dict(self._find_samples())
 
     def __contains__(self, key: bytes) -> bool:
@@ -294,7 +298,7 @@ class LogitCache:
                 yield key.tobytes(), _Place(shard, *map(slice, start.tolist(), end.tolist()))
 
 
-def _open_shard(folder: Path, entry: dict[str, Any]) -> Any:
+def _open_shard(folder: Path, entry: dict[str, Any], identity: Identity) -> Any:
     path = folder / Path(str(entry.get("file"))).name
     try:
         if (found := sha256_of(path)) != entry["sha256"]:
@@ -302,10 +306,13 @@ def _open_shard(folder: Path, entry: dict[str, Any]) -> Any:
                 f"{path} has sha256 {found[:12]}, cache.json says {entry['sha256'][:12]}; it was "
                 "changed: delete it with its .json and run edgekd cache again"
             )
-        return safe_open(path, framework="np")
+        file = safe_open(path, framework="np")
+        if fault := shard_fault(file.get_tensor, entry, identity):
+            raise DataError(f"{path} is no shard of this cache: {fault}; capture it again")
+        return file
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; run edgekd cache again") from error
-    except SafetensorError as error:
+    except (SafetensorError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{path} is no shard of a cache: {error}") from error
 
 

@@ -4,7 +4,6 @@ A document is token ids and, for each, whether it is to be learned: all of plain
 replies (with the token that ends them) of a chat.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from edgekd.errors import DataError, MissingExtraError
 from edgekd.runtime.chat_template import ChatTemplate, Message
 from edgekd.runtime.tokenizer import FileTokenizer
+from edgekd.untrusted import parse_json
 
 _SEPARATOR = "\n\n\n"  # two blank lines part the documents of a text file
 _HUB_PREFIX = "hf://"
@@ -146,12 +146,12 @@ def _read_file(path: Path) -> Iterator[dict[str, Any]]:
         if line.strip():
             if not _is_object(line):
                 raise DataError(f"{path}, line {number} is no JSON object: {line[:40]!r}")
-            yield json.loads(line)
+            yield parse_json(line)
 
 
 def _is_object(line: str) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
+        return isinstance(parse_json(line), dict)
     except ValueError:
         return False
 

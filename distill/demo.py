@@ -5,6 +5,7 @@ the Python that runs this, a part of which is held out. Everything is measured i
 """
 
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,12 @@ def demo(out: Path, minutes: float, progress: Progress) -> DemoResult:
         raise OutputError(f"cannot make {out}: {error.strerror}; choose another --out") from error
     progress.say("1/8 teacher: SmolLM2-135M-Instruct")
     teacher = out / "teacher"
-    gguf_to_checkpoint(fetch_teacher(progress), teacher)
+    try:
+        gguf_to_checkpoint(fetch_teacher(progress), teacher)
+    except BaseException:
+        with suppress(OSError):
+            out.rmdir()  # where there is nothing in it
+        raise
     progress.say("2/8 text: this Python's own documentation")
     train, held_out = write_corpus(out)
     stage = _Stage(out, teacher, train, progress)

@@ -32,6 +32,7 @@ from edgekd.distill.recipe import Job, Recipe
 from edgekd.distill.save import Lineage, save_student
 from edgekd.distill.trainer import (
     DistillTrainer,
+    dropping_incomplete_checkpoints,
     last_complete_checkpoint,
 )
 from edgekd.distill.training_log import Report, fastest_step_s, last_figures
@@ -81,7 +82,8 @@ def distill(
         progress.say(f"{n_documents} samples, {n_rows} rows of {job.recipe.row_tokens} tokens")
         work = out.with_name(f".{out.name}.checkpoints")
         model = make_model(student_checkpoint, teacher_source, text, job.recipe)
-        trainer = make_trainer(model, student_checkpoint, text, work, job.recipe)
+        with disk_errors(out, work):
+            trainer = make_trainer(model, student_checkpoint, text, work, job.recipe)
         for callback in callbacks:
             trainer.add_callback(callback)
         trainer.writer = make_writer(text, job.recipe, tokenizer)
@@ -203,6 +205,7 @@ def _train(
     start = int(found.name.rpartition("-")[2]) if found else 0
     with (
         disk_errors(out, work),
+        dropping_incomplete_checkpoints(work),
         progress.track("step", trainer.args.max_steps, start) as advance,
         _with_callback(trainer, Report(advance)),
     ):

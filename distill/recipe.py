@@ -234,7 +234,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         values = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecipeError(f"{path} is no TOML file: {error}") from error
     known = {**_SOURCES, **setting_types()}
     if unknown := sorted(values.keys() - known.keys()):

@@ -2,7 +2,13 @@
 
 import json
 import math
+<<<<<<< HEAD
 from contextlib import AbstractContextManager, nullcontext
+=======
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+>>>>>>> hx-faults
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -228,3 +234,17 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
     complete = folder.glob(f"checkpoint-*/{_COMPLETE}")
     steps = {json.loads(path.read_text())["step"]: path.parent for path in complete}
     return steps[max(steps)] if steps else None
+
+
+@contextmanager
+def dropping_incomplete_checkpoints(folder: Path) -> Iterator[None]:
+    """Leave in ``folder`` only what can be resumed from when the block fails."""
+    try:
+        yield
+    except BaseException:
+        for checkpoint in folder.glob("checkpoint-*"):
+            if not (checkpoint / _COMPLETE).is_file():
+                shutil.rmtree(checkpoint, ignore_errors=True)
+        with suppress(OSError):
+            folder.rmdir()  # where nothing is left
+        raise

@@ -34,6 +34,7 @@ from edgekd.progress import Progress, Silence
 from edgekd.runtime.gguf_header import read_gguf_header
 from edgekd.runtime.model_kind import REJECTED, ModelKind, locate_model
 from edgekd.runtime.static_model import is_static
+from edgekd.untrusted import untrusted
 
 Format = Literal["gguf", "onnx"]
 
@@ -235,5 +236,7 @@ def as_text_side(model: str, revision: str | None = None) -> Iterator[Path]:
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
-        write_text_side(read_gguf_header(path), Path(folder))
+        header = read_gguf_header(path)
+        with untrusted(path):
+            write_text_side(header, Path(folder))
         yield Path(folder)

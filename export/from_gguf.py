@@ -30,6 +30,7 @@ from edgekd.export.pieces import build_tokenizer
 from edgekd.export.pretokenizer import build_splitter
 from edgekd.files import atomic_folder
 from edgekd.runtime.gguf_header import GgufHeader, GgufTensor, read_gguf_header
+from edgekd.untrusted import untrusted
 
 _ROPE_TENSORS = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
 _SPECIAL_KEYS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
@@ -43,12 +44,15 @@ def gguf_to_checkpoint(path: Path, folder: Path) -> None:
         OutputError: ``folder`` cannot be written; it is as it was.
     """
     header = read_gguf_header(path)
-    config = _read_config(path, header)
+    with untrusted(path):
+        config = _read_config(path, header)
     with atomic_folder(folder) as partial:
-        weights = _read_weights(path, header, config)
+        with untrusted(path):
+            weights = _read_weights(path, header, config)
         save_file(weights, partial / "model.safetensors", {"format": "pt"})
         _write_json(partial / "config.json", config)
-        write_text_side(header, partial)
+        with untrusted(path):
+            write_text_side(header, partial)
         if head := card_head(header.metadata):
             text = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
             (partial / "README.md").write_text(f"---\n{text}---\n", "utf-8")

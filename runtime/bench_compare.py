@@ -5,7 +5,6 @@ only where none of it does; anything else is inconclusive, which asks for more r
 Models that took turns in one run are compared pair by pair.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePath
@@ -15,6 +14,7 @@ from edgekd.errors import DataError
 from edgekd.runtime.bench_result import SCHEMA
 from edgekd.runtime.llama_bench_rows import PHONE_SCHEMA, parse_rows, samples_of, scenario_of
 from edgekd.runtime.stats import Ratio, paired_ratio, unpaired_ratio
+from edgekd.untrusted import parse_json
 
 Verdict = Literal["within limits", "regression", "inconclusive"]
 EXIT_CODES: dict[Verdict, int] = {"within limits": 0, "regression": 1, "inconclusive": 3}
@@ -148,7 +148,7 @@ def _read(path: Path) -> list[Measured]:
     if (rows := parse_rows(text)) is not None:
         return _from_rows(path, rows)
     try:
-        document = json.loads(text)
+        document = parse_json(text)
         schema = document["schema"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(

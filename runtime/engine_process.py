@@ -44,6 +44,7 @@ HANG_S = 300.0
 MAX_PAUSE_S = 30.0
 MAX_CALLS = 64
 """Texts that may wait for the tokenizer."""
+_MAX_STARTS = 4  # of a child that never was ready, until it is given up
 _PROVEN_S = 1.0  # a child that was ready for so long, or made text, is replaced at once
 
 _log = logging.getLogger("edgekd.engine")
@@ -234,18 +235,33 @@ class EngineProcess:
     def _supervise(self) -> None:
         """Keep a child running until closed."""
         n_early_deaths = 0
-        while True:
-            with self._lock:
-                if self.state == "stopped":
-                    return
-                self._child = child = Child(self._settings)
-                self._is_proven, self._ready_since_s = False, None
-            self._follow(child)
+        while self.state != "stopped":
+            cause = self._live_once()
             n_early_deaths = 0 if self._could_live() else n_early_deaths + 1
-            cause = child.clean_up()
+            if n_early_deaths >= _MAX_STARTS and self.info is None:
+                self._fatal = self._fatal or EngineError(
+                    f"the engine process ended {n_early_deaths} times before it had opened the "
+                    f"model, at last so: {cause}; is there enough memory for it?"
+                )
             if not self._bury(cause):
                 return
             self._pause(0 if n_early_deaths < 2 else 2.0 ** (n_early_deaths - 2))
+
+    def _live_once(self) -> str:
+        """Run one child to its end and return how it ended."""
+        child = None
+        try:
+            with self._lock:
+                self._is_proven, self._ready_since_s = False, None
+                if self.state == "stopped":
+                    return "stopped"
+                self._child = child = Child(self._settings)
+            self._follow(child)
+        except (MemoryError, OSError, RuntimeError) as error:  # no room for a process or a thread
+            if child is None:
+                return f"it cannot be started: {error!r}"
+            child.process.kill()
+        return child.clean_up()
 
     def _could_live(self) -> bool:
         """Return whether the child that ended had worked, so that the next one will too."""

@@ -17,7 +17,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from edgekd.errors import EdgekdError, MissingExtraError, QueueFullError
+from edgekd.errors import EdgekdError, EngineError, MissingExtraError, QueueFullError
+from edgekd.no_memory import ADVICE, is_out_of_memory
 from edgekd.runtime.batch_engine import EngineOptions
 from edgekd.runtime.batch_loading import BatchModel, open_batch_model
 from edgekd.runtime.grammar import Grammar, GrammarCompiler, Matcher
@@ -114,6 +115,11 @@ def main() -> int:
     except EdgekdError as error:
         out.write({"fatal": str(error), "kind": type(error).__name__})
         return 1
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        out.write({"fatal": ADVICE, "kind": EngineError.__name__})
+        return 1
     out.write({"ready": _describe(model)})
     inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     lanes = _Lanes(TextCalls(model), out)
@@ -206,4 +212,5 @@ def _code_of(error: EdgekdError) -> FailureCode:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with suppress(BrokenPipeError):  # the parent is gone
+        sys.exit(main())

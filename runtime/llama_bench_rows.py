@@ -13,6 +13,7 @@ from typing import Any
 from edgekd.errors import DataError
 from edgekd.runtime.bench_settings import Scenario
 from edgekd.units import format_count
+from edgekd.untrusted import parse_json
 
 PHONE_SCHEMA = "edgekd.bench-phone/1"
 """Of a document that holds rows of a llama-bench that ran on a phone."""
@@ -117,7 +118,7 @@ def samples_of(row: dict[str, Any]) -> list[float]:
 
 def parse_rows(text: str) -> list[dict[str, Any]] | None:
     """Return the rows of llama-bench's JSON or JSONL in ``text``; None where it is neither."""
-    for parse in (json.loads, _parse_lines):
+    for parse in (parse_json, _parse_lines):
         try:
             parsed = parse(text)
         except (ValueError, RecursionError):
@@ -132,7 +133,7 @@ def _is_time(sample: Any) -> bool:
 
 
 def _parse_lines(text: str) -> list[Any]:
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+    return [parse_json(line) for line in text.splitlines() if line.strip()]
 
 
 def _row(

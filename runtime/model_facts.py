@@ -5,7 +5,6 @@ token multiplies every parameter of the body once, and the head only for the las
 from which only rows are looked up counts for neither.
 """
 
-import json
 import math
 import struct
 from collections.abc import Iterable
@@ -18,6 +17,7 @@ from edgekd.runtime.gguf_header import GgufHeader, read_gguf_header
 from edgekd.runtime.model_kind import ModelKind
 from edgekd.runtime.static_model import is_static, read_static
 from edgekd.runtime.tokenizer import read_json
+from edgekd.untrusted import parse_json, untrusted
 
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "I8": 1, "U8": 1}
 _LLAMACPP_KV_BYTES = 2  # f16, the engine's default for both sides
@@ -41,13 +41,18 @@ class ModelFacts:
 
 
 def read_facts(kind: ModelKind, path: Path) -> ModelFacts:
-    """Return what the files of the model at ``path`` say."""
+    """Return what the files of the model at ``path`` say.
+
+    Raises:
+        ModelError: they are malformed.
+    """
     reader = {
         ModelKind.GGUF: _facts_of_gguf,
         ModelKind.ONNX: _facts_of_onnx,
         ModelKind.CHECKPOINT: _facts_of_checkpoint,
     }[kind]
-    return reader(path)
+    with untrusted(path):
+        return reader(path)
 
 
 def _facts(source: str, n_all: float, n_body: float, read_bytes: float, kv: Reading) -> ModelFacts:
@@ -138,8 +143,8 @@ def _facts_of_checkpoint(path: Path) -> ModelFacts:
 def _safetensors(files: Iterable[Path]) -> Iterable[tuple[str, dict[str, Any]]]:
     for file in files:
         with open(file, "rb") as opened:
-            (length,) = struct.unpack("<Q", opened.read(8))
-            header = json.loads(opened.read(length))
+            (length,) = struct.unpack("<Q", opened.read(8).ljust(8, b"\0"))
+            header = parse_json(opened.read(min(length, file.stat().st_size)))
         header.pop("__metadata__", None)
         yield from header.items()
 

@@ -1,6 +1,5 @@
 """What a model on disk asks of a machine, from headers alone: no engine, numpy or torch."""
 
-import json
 import math
 import struct
 from collections import Counter
@@ -13,6 +12,7 @@ from edgekd.runtime.gguf_header import GgufHeader, read_gguf_header
 from edgekd.runtime.model_kind import ModelKind, locate_model
 from edgekd.runtime.onnx_header import OnnxHeader, read_onnx_header
 from edgekd.runtime.tokenizer import read_json
+from edgekd.untrusted import parse_json, untrusted
 
 _MAX_HEADER_BYTES = 100_000_000  # as safetensors itself allows
 _VALUE_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
@@ -33,7 +33,8 @@ def read_workload(model: str, quant: str | None = None, revision: str | None = N
         ModelKind.ONNX: _read_onnx,
         ModelKind.CHECKPOINT: _read_checkpoint,
     }[kind]
-    workload = reader(path)
+    with untrusted(path):
+        workload = reader(path)
     return workload.in_quant(quant) if quant else workload
 
 
@@ -97,7 +98,7 @@ def _safetensors_header(file: Path) -> dict[str, Any]:
             (length,) = struct.unpack("<Q", stream.read(8))
             if length > min(_MAX_HEADER_BYTES, file.stat().st_size):
                 raise ModelError(f"{file} claims a header of {length} bytes; fetch it again")
-            header = json.loads(stream.read(length))
+            header = parse_json(stream.read(length))
     except (struct.error, ValueError, OSError) as error:
         raise ModelError(f"{file} is no safetensors file or is cut short: {error}") from error
     if not isinstance(header, dict):

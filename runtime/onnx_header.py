@@ -31,6 +31,7 @@ _TABLE_OPS = _EMBEDDING_OPS | {"GroupQueryAttention", "RotaryEmbedding"}
 # They only hand on what is stored; sessions fold them.
 _PASSING_OPS = {"Reshape", "Cast", "Transpose", "Identity", "Unsqueeze", "DequantizeLinear"}
 _MAX_DEPTH = 8
+_MAX_DIMS = 64  # real ones have at most 5
 # MatMulNBits with blocks of 32 is the same grid as GGUF's types.
 _GRIDS = {4: "Q4_0", 8: "Q8_0"}
 _PAST = "past_key_values."
@@ -84,7 +85,7 @@ def read_onnx_header(file: Path) -> OnnxHeader:
         if not graph or not isinstance(graph[-1], bytes):
             raise ValueError("no graph in it")
         return _header(list(_fields(graph[-1])))
-    except (ValueError, IndexError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, LookupError, OSError) as error:
         raise ModelError(f"{file} is no ONNX model or is cut short: {error}") from error
 
 
@@ -129,16 +130,25 @@ def _header(graph: list[_Field]) -> OnnxHeader:
     )
 
 
-def _ops_behind(name: str, users: dict[str, list[_Node]], depth: int = 0) -> set[str]:
-    """Return the operators that work on ``name``, behind those that only hand it on."""
+def _ops_behind(name: str, users: dict[str, list[_Node]]) -> set[str]:
+    """Return the operators that work on ``name``, behind those that only hand it on.
+
+    Every name is looked at once: paths through a hostile graph can be too many to walk.
+    """
     ops: set[str] = set()
-    for node in users[name]:
-        # The first input is what is handed on; others are shapes and axes.
-        if node.op in _PASSING_OPS and node.inputs[0] == name and depth < _MAX_DEPTH:
-            for output in node.outputs:
-                ops |= _ops_behind(output, users, depth + 1)
-        else:
-            ops.add(node.op)
+    seen, layer = {name}, [name]
+    for depth in range(_MAX_DEPTH + 1):
+        reached: list[str] = []
+        for source in layer:
+            for node in users[source]:
+                # The first input is what is handed on; others are shapes and axes.
+                is_passed = node.op in _PASSING_OPS and node.inputs[0] == source
+                if is_passed and depth < _MAX_DEPTH:
+                    reached += node.outputs
+                else:
+                    ops.add(node.op)
+        layer = [output for output in dict.fromkeys(reached) if output not in seen]
+        seen.update(layer)
     return ops
 
 
@@ -178,6 +188,8 @@ def _tensor(message: bytes) -> tuple[str, tuple[int, ...], int]:
             data_type = value
         elif number == _TENSOR_NAME:
             name = _bytes(value).decode()
+        if len(shape) > _MAX_DIMS:
+            raise ValueError(f"a tensor of more than {_MAX_DIMS} dimensions")
     return name, tuple(shape), data_type
 
 

@@ -83,4 +83,5 @@ def _write(out: Any, message: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with suppress(BrokenPipeError):  # nobody waits for an answer any more
+        sys.exit(main())

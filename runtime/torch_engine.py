@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import EngineError, MissingExtraError, ModelError
 from edgekd.runtime.engine import check_fits
+from edgekd.untrusted import MALFORMED
 
 if TYPE_CHECKING:
     import torch
@@ -85,6 +86,7 @@ def load_causal_lm(
         ModelError: transformers cannot load it.
     """
     try:
+        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM
     except ImportError as error:
         raise MissingExtraError("transformers", "torch") from error
@@ -100,6 +102,6 @@ def load_causal_lm(
             trust_remote_code=trust_remote_code,
             **placement,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, RuntimeError, SafetensorError, *MALFORMED) as error:
         reason = (str(error).strip().splitlines() or [repr(error)])[0]
         raise ModelError(f"transformers cannot load {folder}: {reason}") from error

@@ -33,6 +33,7 @@ from edgekd.cli_options import (
 )
 from edgekd.cli_report import app as report_app
 from edgekd.errors import EdgekdError
+from edgekd.no_memory import ADVICE, is_out_of_memory
 from edgekd.progress import make_progress
 
 app = typer.Typer(
@@ -391,6 +392,10 @@ def main() -> None:
         app()
     except EdgekdError as error:
         raise SystemExit(f"edgekd: {error}") from error
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise SystemExit(f"edgekd: {ADVICE}") from error
+        raise
 
 
 def _export_summary(report: dict[str, Any]) -> str:

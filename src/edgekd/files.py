@@ -7,9 +7,10 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edgekd.errors import OutputError
@@ -92,7 +93,8 @@ def _beside(path: Path) -> Iterator[Path]:
     path = path.absolute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        _remove_leftovers(path)
+        holder, unlock = _make_holder(path)
     except OSError as error:
         raise _output_error(path, error) from error
     try:
@@ -100,6 +102,60 @@ def _beside(path: Path) -> Iterator[Path]:
             yield holder / path.name
     finally:
         shutil.rmtree(holder, ignore_errors=True)
+        unlock()
+
+
+def _make_holder(path: Path) -> tuple[Path, Callable[[], None]]:
+    """Make a hidden folder beside ``path``; return it, locked, and what unlocks it.
+
+    The lock ends with this process, however it ends.
+    """
+    while True:
+        holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        with suppress(OSError):  # a file system without locks
+            unlock = _lock(holder)
+            if holder.is_dir():
+                return holder, unlock
+            unlock()  # another run took it for a leftover before it was locked
+            continue
+        return holder, lambda: None
+
+
+def _lock(folder: Path, *, wait: bool = True) -> Callable[[], None]:
+    """Lock ``folder``, and return what unlocks it.
+
+    Raises:
+        OSError: another process holds it and we do not ``wait``, or there are no locks here.
+    """
+    if sys.platform == "win32":
+        raise OSError("folders have no locks")
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        os.close(descriptor)
+        raise
+    return lambda: os.close(descriptor)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove the hidden folders of runs that were killed while they wrote ``path``."""
+    is_ours = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}")  # as mkdtemp names them
+    for found in path.parent.iterdir():
+        if is_ours.fullmatch(found.name) and found.is_dir():
+            with suppress(OSError):
+                _remove_if_unused(found, path.name)
+
+
+def _remove_if_unused(holder: Path, name: str) -> None:
+    unlock = _lock(holder, wait=False)  # fails while its run is alive
+    try:
+        if {entry.name for entry in holder.iterdir()} <= {name}:
+            shutil.rmtree(holder)
+    finally:
+        unlock()
 
 
 @contextmanager

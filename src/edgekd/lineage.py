@@ -12,6 +12,7 @@ from typing import Any, Literal
 from edgekd.errors import VerificationError
 from edgekd.files import sha256_of_all
 from edgekd.manifest import check_files, manifest_path, read_manifest
+from edgekd.untrusted import is_plain_name
 
 State = Literal["unchanged", "changed", "not here"]
 _MOST_LINKS = 64  # a manifest is untrusted: it could name itself
@@ -79,7 +80,7 @@ def _sources(manifest: dict[str, Any], places: Sequence[Path], left: list[int]) 
 def _source(entry: dict[str, Any], places: Sequence[Path], left: list[int]) -> Link:
     name, expected = str(entry.get("name")), entry.get("weights_sha256")
     link = Link(str(entry.get("role")), name, expected, "not here")
-    if Path(name).name != name:
+    if not is_plain_name(name):
         return link  # no name of ours: it would lead out of the folder
     for folder in (place / name for place in places):
         weights = sorted(folder.glob("*.safetensors"))

@@ -15,6 +15,7 @@ from typing import Any
 
 from edgekd.errors import VerificationError
 from edgekd.files import sha256_of, write_text_atomic
+from edgekd.untrusted import is_plain_name, parse_json
 
 SCHEMA_VERSION = 1
 NAME = "edgekd.json"
@@ -76,7 +77,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"no manifest at {path}; only results of edgekd have one, export the model again"
         )
     try:
-        manifest = json.loads(path.read_text("utf-8"))
+        manifest = parse_json(path.read_text("utf-8"))
         found = manifest["schema_version"]
         files, sources = manifest["files"], manifest["made_from"]
         well_formed = (
@@ -112,7 +113,7 @@ def check_files(folder: Path, manifest: dict[str, Any]) -> None:
     faults = []
     for name, entry in manifest["files"].items():
         path = folder / name
-        if Path(name).name != name or not path.is_file():
+        if not is_plain_name(name) or not path.is_file():
             faults.append(f"{name} is missing")
         elif (found := sha256_of(path)) != entry["sha256"]:
             faults.append(f"{name} has sha256 {found[:12]}, manifest says {entry['sha256'][:12]}")
