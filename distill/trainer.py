@@ -2,13 +2,9 @@
 
 import json
 import math
-<<<<<<< HEAD
-from contextlib import AbstractContextManager, nullcontext
-=======
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
->>>>>>> hx-faults
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

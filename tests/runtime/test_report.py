@@ -133,7 +133,9 @@ def test_the_task_is_judged_by_likelihood_per_token() -> None:
         )
     }
     asked = ChoiceQuality(**shares, n_questions=7)
-    quality = ModelQuality(model="m", engine="e", weights_sha256="0", text=None, questions=asked)
+    quality = ModelQuality(
+        model="m", engine="e", provider=None, weights_sha256="0", text=None, questions=asked
+    )
     figures = quality_figures(quality)
     assert (figures.task_accuracy, figures.n_questions) == (0.4, 7)
     assert figures.standard_errors == {"task_accuracy": pytest.approx(0.04)}
