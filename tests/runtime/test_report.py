@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -142,10 +143,15 @@ def test_the_task_is_judged_by_likelihood_per_token() -> None:
     assert figures.kl_nats is None and figures.n_positions == 0
 
 
-def test_options_go_over_the_file(document: dict[str, Any]) -> None:
+def test_options_go_over_the_file(recipe: Path, document: dict[str, Any]) -> None:
     assert document["bench"]["settings"]["decode_tokens"] == 4  # -n 4, the file has 99
     assert document["bench"]["settings"]["depths"] == [0, 8]
     assert document["bench"]["roofline"] is None
+    given = {"decode_tokens": 5, "depth": (1, 2), "threads": None, "int4": "other", "limit": 1}
+    settings = resolve_report(recipe, given)
+    assert (settings.bench.decode_tokens, settings.bench.depths) == (5, (1, 2))
+    assert (settings.bench.n_threads, settings.n_questions, settings.n_tokens) == (1, 1, 512)
+    assert settings.models["int4"] == "other" and settings.models["teacher"] != "other"
 
 
 def test_text_forms_name_every_row_and_file_and_what_is_missing(document: dict[str, Any]) -> None:
@@ -302,6 +308,25 @@ def test_a_page_of_an_invalid_run_says_so_above_the_rows(
     document["bench"]["valid"] = valid
     before, _, _ = render_report(document, "html").partition("<table>")
     assert ("The speeds are not to be relied on" in before) == (not valid)
+
+
+def test_rows_stand_at_their_size_speed_and_quality(document: dict[str, Any]) -> None:
+    for place, row in enumerate(document["rows"], 1):
+        row["quality"] |= {"task_accuracy": place / 4, "standard_errors": {}}
+        result = document["bench"]["results"][row["result"]]
+        result["file_bytes"] = place * 90_000_000
+        for entry in result["scenarios"]:
+            entry["tokens_per_s"] |= {"mean": place * 9.0, "ci95": None}
+    page = render_report(document, "html")
+    for against, widest in (("size", "300"), ("speed", "30")):
+        title = f"<title>Right answers against {against}</title>"
+        picture = re.search(rf'<svg viewBox="[^>]*>{title}.*?</svg>', page)
+        assert picture
+        texts = re.findall('class="tick"[^>]*>([^<]*)<', picture[0])
+        assert [texts[texts.index("0", 1) - 1], texts[-1]] == [widest, "80"]
+        places = re.findall('class="fill ring [^>]* d="M([0-9.]+) ([0-9.]+)', picture[0])
+        xs, ys = zip(*((float(x), float(y)) for x, y in places), strict=True)
+        assert list(xs) == sorted(xs) and list(ys) == sorted(ys, reverse=True) and len(xs) == 3
 
 
 def test_names_of_others_are_text_in_the_page(
