@@ -23,16 +23,24 @@ from edgekd.export.to_gguf import write_gguf
 from tests.conftest import save_tiny_model
 
 _ANY = hnp.arrays(np.float32, (2, 64), elements=st.floats(-1e4, 1e4, width=32))
-_TIED = hnp.arrays(
-    np.float32, (2, 64), elements=st.sampled_from([-8.0, -7.5, -0.5, -0.0, 0.0, 0.5, 7.5, 8.0])
+_CHOICES = (
+    [-8.0, -7.5, -0.5, -0.0, 0.0, 0.5, 7.5, 8.0],  # ties of the largest, halves of q4_0
+    [127.0, -127.0, 0.5, 1.5, -63.5, 0.0],  # halves of q8_0
+    [0.0, -0.0, 0.5, 7.5],  # a minimum of either sign
+    [0.0, -0.0],
+    [1e6, -3e5, 65504.0, 1.0],  # scales beyond fp16
 )
-_HUGE = hnp.arrays(np.float32, (2, 64), elements=st.sampled_from([1e6, -3e5, 65504.0, 1.0]))
+_CHOSEN = st.sampled_from(_CHOICES).flatmap(
+    lambda values: hnp.arrays(
+        np.float32, (2, 64), elements=st.sampled_from(values), fill=st.nothing()
+    )
+)
 _TINIEST = np.full((2, 64), 1e-44, np.float32)  # 1 / scale overflows
 _TINIEST[:, 7] = 0
 
 
 @pytest.mark.parametrize("grid", BITS)
-@given(weight=st.one_of(_ANY, _TIED, _HUGE))
+@given(weight=st.one_of(_ANY, _CHOSEN))
 @example(weight=_TINIEST)
 def test_rows_equal_the_blocks_that_training_uses(
     weight: NDArray[np.float32], grid: GridName
