@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from tests.runtime.serving import TOOL_TEMPLATE, serving
 WRITTEN_URL = "http://127.0.0.1:8080"
 # An answer that is no success fails its block; so does a pipe whose first part failed.
 BEFORE = 'set -euo pipefail\ncurl() { command curl --fail-with-body --max-time 60 "$@"; }\n'
+KL_ROW = re.compile(r"KL to teacher, nats +│ +(?P<untaught>[\d.]+) ±[^│]*│ +(?P<taught>[\d.]+) ±")
 TYPED = [page for page in PAGES if any(block.mark == "run" for block in split(page)[0])]
 ASKED = [each for page in PAGES for each in split(page)[0] if each.mark == "run: server"]
 
@@ -85,3 +87,6 @@ def test_what_is_typed_works(page: Path, environment: dict[str, str], tmp_path: 
         check=False,
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    if name_of(page) == "docs/tutorial.md":  # it says that the student came nearer
+        row = KL_ROW.search(done.stdout)
+        assert row and float(row["taught"]) < float(row["untaught"]) / 2
