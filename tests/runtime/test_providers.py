@@ -86,15 +86,15 @@ def test_every_provider_is_in_the_table_of_backends() -> None:
 
 
 @pytest.mark.parametrize("name", ["openvino", "webgpu"])
-def test_what_is_called_verified_was_close_to_the_cpu_when_it_was_tried(name: str) -> None:
+def test_only_what_was_close_to_the_cpu_when_it_was_tried_is_called_verified(name: str) -> None:
     path = Path(__file__).parents[2] / "benchmarks/results/providers.json"
     tried = json.loads(path.read_text())["providers"][name]
     ran = [row for row in tried.get("models", {}).values() if "to_cpu" in row]
-    assert bool(ran) == BACKENDS[name].label.startswith("verified")
+    far_nats = [found["kl_nats"] for row in ran for found in row["to_cpu"].values()]
+    is_good = bool(ran) and max(far_nats) < 0.01
+    assert is_good == BACKENDS[name].label.startswith("verified")
     for row in ran:
-        full_name = PROVIDERS[name].full_name
-        assert all(nodes[full_name] > 0 for nodes in row["nodes"].values())
-        assert all(found["kl_nats"] < 0.01 for found in row["to_cpu"].values())
+        assert all(nodes[PROVIDERS[name].full_name] > 0 for nodes in row["nodes"].values())
 
 
 @needs_qnn
