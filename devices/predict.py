@@ -20,7 +20,7 @@ PRIOR_SPREAD = 2.0
 """Of the logarithm of that share: a factor of seven both ways."""
 _RESIDUAL = 0.05  # relative spread of a measured time around the line
 _N_LINES, _N_SPREADS = 61, 3.0  # tried values of c: so many, out to so many spreads
-# Of devices that were not measured: 2 ms in the 28 layers of a 3B model, see docs/devices.md.
+# Of devices that were not measured: the 2 ms that fitted most of those that were, at 28 layers.
 TYPICAL_LAYER_S = 0.002 / 28
 # Where only the peak of the memory is known: the middle of what engines reached on devices that
 # were measured, and how far from it they lie. See docs/devices.md.
