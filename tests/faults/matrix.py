@@ -21,8 +21,10 @@ from tests.faults.zygote import snapshot
 
 Expected = Literal["refused", "works", "either", "killed"]
 SPOILING = ("cut short", "flipped bit", "wrong type")
-FAULTS = ("SIGKILL", "full disk", "file-size limit", "read-only disk", *SPOILING)
-FAULTS += ("no memory", "no sensors", "no network")
+FAULTS = (
+    *("SIGKILL", "full disk", "file-size limit", "read-only disk", *SPOILING),
+    *("no memory", "no sensors", "no network"),
+)
 _HEADROOMS_BYTES = [0, 200_000, 1_000_000, 4_000_000, 64_000_000]
 _IN_THE_ZYGOTE = {
     "full disk": "full",
