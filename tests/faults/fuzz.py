@@ -41,7 +41,7 @@ def fuzz(target: str, minutes: float, work: Path) -> dict[str, Any]:
     for folder in (findings, corpus):
         folder.mkdir(parents=True, exist_ok=True)
     start_s, n_runs, n_native, covered = time.monotonic(), 0, 0, 0
-    started = datetime.now(UTC)
+    started, commit = datetime.now(UTC), _commit()
     while (left_s := minutes * 60 - (time.monotonic() - start_s)) > 1:
         log = _run_child(target, findings, corpus, round(left_s))
         n_runs += max((int(a or b) for a, b in _N_RUNS.findall(log)), default=0)
@@ -62,7 +62,7 @@ def fuzz(target: str, minutes: float, work: Path) -> dict[str, Any]:
         **_sorted_out(target, work),
         "corpus_files": _keep_smallest(corpus, CORPUS / target),
         "versions": {name: version(name) for name in ("atheris", "edgekd")}
-        | {"python": platform.python_version(), "commit": _commit()},
+        | {"python": platform.python_version(), "commit": commit},
     }
 
 

@@ -22,8 +22,7 @@ from tests.faults.zygote import snapshot
 Expected = Literal["refused", "works", "either", "killed"]
 SPOILING = ("cut short", "flipped bit", "wrong type")
 FAULTS = (
-    *("SIGKILL", "full disk", "file-size limit", "read-only disk"),
-    *SPOILING,
+    *("SIGKILL", "full disk", "file-size limit", "read-only disk", *SPOILING),
     *("no memory", "no sensors", "no network"),
 )
 _HEADROOMS_BYTES = [0, 200_000, 1_000_000, 4_000_000, 64_000_000]
