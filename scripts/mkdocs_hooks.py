@@ -21,6 +21,7 @@ _GUIDES = {
     "chat": "tutorial.md",
     "bench": "bench-method.md",
     "eval": "eval.md",
+    "report": "report.md",
     "verify": "export.md",
     "devices": "devices.md",
     "doctor": "troubleshooting.md",

@@ -15,7 +15,7 @@ PLACES = {
         "package",
     ),
     "On the target, where the model runs": ("serve", "chat", "bench"),
-    "On both": ("eval", "verify", "devices", "doctor"),
+    "On both": ("eval", "report", "verify", "devices", "doctor"),
 }
 """Each verb once, in the order of the street from teacher to device."""
 
