@@ -5,7 +5,7 @@ second; prompts empty it. A prompt that begins brings up to 0.1 s of its own: so
 wait, however many come, since a slot without a text is lost to everybody, and a step costs
 little more for one text more. A long prompt slows the texts to 1.4 times at most on average, and
 either in every step a little or, where a step is too short for that, in few of them: a text sees
-one longer gap in 30.
+one longer gap in 40.
 """
 
 EXTRA = 0.4
@@ -13,7 +13,7 @@ EXTRA = 0.4
 GRANT_S = 0.1
 """What a prompt may take at once; a gap that hardly anybody reading along notices."""
 BURST_S = 0.2  # an idle bucket
-SPACING = 30  # steps between two parts of a prompt: 3 %, well below the p95 of the gaps
+SPACING = 40  # steps between two parts of a prompt: 2.5 %, well below the p95 of the gaps
 LONGEST_GAP_S = 0.2  # a part of a prompt is not saved up for longer
 MIN_CHUNK_TOKENS = 8  # fewer waste a pass over the weights
 FIRST_CHUNK_TOKENS = 32  # as long as no durations are known
