@@ -18,8 +18,9 @@ from edgekd.runtime.slots import KEEP_SHARE, WAIT_TOKENS
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "docs" / "serve.md"
 FAULTS = ROOT / "benchmarks" / "results" / "serve_faults.json"
+SPEED = ROOT / "benchmarks" / "results" / "serve.json"
 KIB, MIB = 1024, 1024**2
-Rows = Sequence[tuple[str, str]]
+Rows = Sequence[tuple[str, ...]]
 
 
 def limits() -> Rows:
@@ -105,15 +106,55 @@ def faults() -> Rows:
     ]
 
 
-def table(head: tuple[str, str], rows: Rows) -> str:
+def speeds() -> Rows:
+    """Return what benchmarks/serve.py measured, by number of clients."""
+    found: dict[str, Any] = json.loads(SPEED.read_text("utf-8"))
+    loads, over = found["loads"], found["over_llama_server"]
+    return [
+        (
+            n,
+            *(
+                f"{loads[name][n]['tokens_per_s']:.0f}, {loads[name][n]['ttft_p50_ms']:.0f} ms, "
+                f"{loads[name][n]['itl_p95_ms']:.1f} ms"
+                for name in loads
+            ),
+            f"{over[n]['median']:.2f} ({over[n]['min']:.2f}-{over[n]['max']:.2f})",
+        )
+        for n in over
+    ]
+
+
+def stalls() -> Rows:
+    """Return how streams fare beside a long prompt, from the same run."""
+    found: dict[str, Any] = json.loads(SPEED.read_text("utf-8"))
+    return [
+        (
+            name,
+            f"{each['alone_p95_ms']:.1f} ms",
+            f"{each['beside_p95_ms']:.1f} ms",
+            f"{found['cancel_p95_ms'][name]:.0f} ms",
+        )
+        for name, each in found["itl_beside_a_prompt"].items()
+    ]
+
+
+def table(head: tuple[str, ...], rows: Rows) -> str:
     """Return ``rows`` in Markdown."""
-    lines = [head, ("---", "---"), *rows]
-    return "\n".join(f"| {name} | {value} |" for name, value in lines) + "\n"
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
 TABLES = {
     "limits": lambda: table(("of a request", "limit"), limits()),
     "scheduling": lambda: table(("what", "how much"), scheduling()),
+    "speed": lambda: table(
+        ("clients", *json.loads(SPEED.read_text("utf-8"))["loads"], "tokens/s over llama-server"),
+        speeds(),
+    ),
+    "stalls": lambda: table(
+        ("server", "gap p95 alone", "beside a prompt of 1,000 tokens", "a slot is free after"),
+        stalls(),
+    ),
     "faults": lambda: table(("what happened", "what the server did"), faults()),
 }
 
