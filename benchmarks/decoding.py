@@ -24,6 +24,11 @@ def measure_decoding(
             seconds = turns[name]()
             if number >= 0:
                 speeds[name].append(N_DECODE / seconds)
+    return compared(speeds, base)
+
+
+def compared(speeds: Mapping[str, Sequence[float]], base: str) -> dict[str, Any]:
+    """Return the samples of each name summarised, and its ratio to ``base``, turn by turn."""
     return {
         name: {
             "tokens_per_s": asdict(summarise(found)),

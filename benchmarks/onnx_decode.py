@@ -4,19 +4,32 @@
 
 FOLDER comes from ``edgekd export --format onnx``, which writes genai_config.json too, so both run
 the very same graph. A prompt of 64 tokens, then 64 greedy tokens timed, in turns; the ratio is that
-of neighbouring turns. "edgekd batch" is the engine of the server, with one text.
+of neighbouring turns. Where a model's memory happens to lie makes it some percent faster or slower
+for as long as it is open, so several processes open the models anew, in changing order. "edgekd
+batch" is the engine of the server, with one text.
 """
 
 import argparse
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from decoding import CONTEXT_TOKENS, N_DECODE, edgekd_turn, genai_turn, measure_decoding
+from decoding import (
+    CONTEXT_TOKENS,
+    N_DECODE,
+    compared,
+    edgekd_turn,
+    genai_turn,
+    in_turn,
+    measure_decoding,
+)
 from record import record
 
 GENAI, ENGINE, BATCH = "onnxruntime-genai", "edgekd", "edgekd batch"
-N_PROMPT = 64
+N_PROMPT, N_ROUNDS = 64, 4
 
 
 def batch_turn(folder: Path, ids: Sequence[int], threads: int) -> Callable[[], float]:
@@ -38,28 +51,47 @@ def batch_turn(folder: Path, ids: Sequence[int], threads: int) -> Callable[[], f
     return turn
 
 
+def measure(folder: Path, text: str, threads: int, number: int) -> dict[str, list[float]]:
+    """Return each engine's tokens per second in every round of this process."""
+    from edgekd.runtime.tokenizer import FileTokenizer
+
+    ids = FileTokenizer(folder).encode(text[: 20 * N_PROMPT])[:N_PROMPT]
+    makers = {GENAI: genai_turn, ENGINE: edgekd_turn, BATCH: batch_turn}
+    order = in_turn(list(makers), number)
+    turns = {name: makers[name](folder, ids, threads) for name in order}
+    found = measure_decoding({name: turns[name] for name in makers}, GENAI, N_ROUNDS)
+    return {name: found[name]["tokens_per_s"]["samples"] for name in makers}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--processes", type=int, default=12)
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     from edgekd.runtime.loading import default_threads
-    from edgekd.runtime.tokenizer import FileTokenizer
 
-    folder = arguments.model
     threads = arguments.threads or default_threads()
-    text = arguments.text.read_text("utf-8")[: 20 * N_PROMPT]
-    ids = FileTokenizer(folder).encode(text)[:N_PROMPT]
-    turns = {
-        GENAI: genai_turn(folder, ids, threads),
-        ENGINE: edgekd_turn(folder, ids, threads),
-        BATCH: batch_turn(folder, ids, threads),
+    if arguments.worker is not None:
+        text = arguments.text.read_text("utf-8")
+        print(json.dumps(measure(arguments.model, text, threads, arguments.worker)))
+        return
+    speeds: dict[str, list[float]] = {GENAI: [], ENGINE: [], BATCH: []}
+    for number in range(arguments.processes):
+        command = [sys.executable, *sys.argv, "--worker", str(number)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        for name, found in json.loads(done.stdout.splitlines()[-1]).items():
+            speeds[name] += found
+    result = {
+        "model": arguments.model.name,
+        "threads": threads,
+        "processes": arguments.processes,
+        "decoding": compared(speeds, GENAI),
     }
-    decoding = measure_decoding(turns, GENAI, arguments.rounds)
-    record({"model": folder.name, "threads": threads, "decoding": decoding}, arguments.out)
+    record(result, arguments.out)
 
 
 if __name__ == "__main__":
