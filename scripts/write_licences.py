@@ -1,8 +1,8 @@
 """Write docs/licences.md: the licence of every package that an extra of edgekd brings.
 
-Read from the metadata of what is installed; ``--check`` fails where a package that edgekd itself asks
-for is not in the page, or any has a licence of a kind that is not allowed. ``--audit`` asks pip-audit, where that is
-installed and reaches its database, for known vulnerabilities.
+Read from the metadata of what is installed; ``--check`` fails where a package that edgekd itself
+asks for is not in the page, or any has a licence of a kind that is not allowed. ``--audit`` asks
+pip-audit, where that is installed and reaches its database, for known vulnerabilities.
 """
 
 import importlib.util
