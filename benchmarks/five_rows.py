@@ -16,6 +16,8 @@ that runs it: llama.cpp for F16 and Q4_0, ONNX Runtime for a sixth line, the int
 in an ONNX folder. KL and top-1 are to the teacher's checkpoint in torch, on held-out text. Speeds
 come from one ``edgekd bench`` in which all files take turns.
 
+Questions: benchmarks/questions.py writes ARC-Easy, PIQA and MMLU; any others will do.
+
 Goes on where it was killed: give the same --work. Without --tokens it trains for as many as fit
 into --minutes, after timing the teacher's row and a few steps of each kind; the time in which
 nothing ran does not count. Not measured: variation over seeds, of training and of pruning.
