@@ -6,7 +6,8 @@ llama-bench built from the sources of the installed llama-cpp-python:
 
     cmake -B build -DCMAKE_BUILD_TYPE=Release vendor/llama.cpp
     cmake --build build --target llama-bench
-    python benchmarks/bench_vs_llama_bench.py model.gguf build/bin/llama-bench -r 20
+    python benchmarks/bench_vs_llama_bench.py M.gguf build/bin/llama-bench -r 20 \
+        --out benchmarks/results/bench_vs_llama_bench.json
 
 Exits with 1 unless both intervals lie within 2 %. Not measured: load, memory, other engines.
 """

@@ -221,7 +221,8 @@ def main() -> None:
         arm: [sys.executable, __file__, "--worker", arm, *paths_as_options(paths)] for arm in ARMS
     }
     rows = summarise(take_turns(commands, N_STEPS))
-    record({"rows": rows, "gemm_ceiling": ceiling, "batch": [BATCH, ROW_TOKENS]}, arguments.out)
+    result = {"rows": rows, "gemm_ceiling": ceiling, "batch": [BATCH, ROW_TOKENS]}
+    record(result, arguments.out, peers=["trl"])
 
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ def main() -> None:
             "exports": measure_exports(ONNX, model, folder, rounds),
             "decoding": measure_onnx_decoding(model, folder, decode_rounds),
         }
-    record(result, arguments.out)
+    record(result, arguments.out, peers=["onnxruntime-genai", "llama-cpp-python"])
 
 
 if __name__ == "__main__":

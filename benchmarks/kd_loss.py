@@ -167,7 +167,8 @@ def main() -> None:
     if arguments.worker:
         print(json.dumps(measure(arguments.worker, SHAPES[arguments.shape])))
         return
-    record({"shapes": {shape: compare(shape) for shape in SHAPES}}, arguments.out)
+    result = {"shapes": {shape: compare(shape) for shape in SHAPES}}
+    record(result, arguments.out, peers=["trl", "liger-kernel"])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Our loop over ONNX Runtime beside onnxruntime-genai's, on the same folder and threads.
 
-    python benchmarks/onnx_decode.py --model FOLDER --text F --out results/onnx_decode.json
+    python benchmarks/onnx_decode.py --model FOLDER --text F \
+        --out benchmarks/results/onnx_decode.json
 
 FOLDER comes from ``edgekd export --format onnx``, which writes genai_config.json too, so both run
 the very same graph. A prompt of 64 tokens, then 64 greedy tokens timed, in turns; the ratio is that
@@ -91,7 +92,7 @@ def main() -> None:
         "processes": arguments.processes,
         "decoding": compared(speeds, GENAI),
     }
-    record(result, arguments.out)
+    record(result, arguments.out, peers=["onnxruntime-genai"])
 
 
 if __name__ == "__main__":

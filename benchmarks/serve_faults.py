@@ -1,6 +1,6 @@
 """What ``edgekd serve`` does when everything goes wrong: kills, floods, leavers, dawdlers, leaks.
 
-    python benchmarks/serve_faults.py student-q4_0.gguf [--parts kills,flood,gone,slow,memory]
+    python benchmarks/serve_faults.py M.gguf --out benchmarks/results/serve_faults.json
 
 Starts the real command and asks it over HTTP. Prints figures and whether each is within its limit;
 exits with 1 where one is not.
