@@ -188,7 +188,7 @@ def onnx_decoding(found: Json) -> Iterator[Compared]:
     rows, peer = found["decoding"], "onnxruntime-genai"
     for arm in ("edgekd", "edgekd batch"):
         what = "tokens/s" + (" of the server's engine" if arm == "edgekd batch" else "")
-        yield _speeds(what, peer, rows[arm], rows[peer], "its loop is C++, ours Python")
+        yield _speeds(what, peer, rows[arm], rows[peer])
 
 
 def measuring(found: Json) -> Iterator[Compared]:
