@@ -52,6 +52,21 @@ class Blocks:
         value = float(transform(np.asarray(values_S.mean())))
         return Estimate(value, self._spread(transform(means_R)))
 
+    def sizes(self) -> list[int]:
+        """Return how many positions each block has."""
+        return [int(size) for size in self._sizes_B]
+
+    def block_means(self, values_S: Floats) -> list[float]:
+        """Return the mean of each block; with ``of_block_means`` it stands for its positions."""
+        sums_B = np.bincount(self._block_of_S, weights=values_S)
+        return [float(mean) for mean in sums_B / self._sizes_B]
+
+    def of_block_means(
+        self, means_B: Sequence[float], transform: Callable[[Floats], Floats] = lambda mean: mean
+    ) -> Estimate:
+        """Return what ``mean`` would of positions with these block means."""
+        return self.mean(np.asarray(means_B, np.float64)[self._block_of_S], transform)
+
     def percentiles(self, values_S: Floats, percents: Sequence[float]) -> list[Estimate]:
         """Return percentiles, between two positions by linear interpolation."""
         order_S = np.argsort(values_S)
@@ -73,6 +88,11 @@ class Blocks:
             return None
         # A bootstrap of n blocks finds (n - 1) / n of the variance.
         return float(figures_R.std(ddof=1)) * math.sqrt(n_blocks / (n_blocks - 1))
+
+
+def blocks_of_sizes(sizes_B: Sequence[int]) -> Blocks:
+    """Return blocks of so many positions each, the same draws as for the positions themselves."""
+    return Blocks(np.repeat(np.arange(len(sizes_B)), sizes_B))
 
 
 def share(n_right: int, n: int) -> Estimate:
