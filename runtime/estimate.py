@@ -8,10 +8,13 @@ serve every figure.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edgekd.runtime.estimated import Estimate
+
+__all__ = ["METHOD", "N_RESAMPLES", "Blocks", "Estimate", "blocks_of_sizes", "share"]
 
 # S positions, B blocks, R resamples, P percentiles
 
@@ -21,15 +24,6 @@ _SEED = 0
 METHOD = f"bootstrap over windows, {N_RESAMPLES} resamples"
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure and how far chance may have moved it."""
-
-    value: float
-    standard_error: float | None
-    """None where a single block says nothing of the spread."""
 
 
 class Blocks:
