@@ -126,8 +126,8 @@ def _add(found: Qualities, model: str, options: dict[str, Any], recorded: str | 
     found.settings, found.reference = reply["settings"], reply["reference"]
 
 
-def _ask(model: str, what: str, **values: Any) -> dict[str, Any]:
-    with MeasuringProcess(model) as process:
+def _ask(who: str, what: str, /, **values: Any) -> dict[str, Any]:
+    with MeasuringProcess(who) as process:
         return process.ask(what, **values)
 
 

@@ -8,11 +8,14 @@ less one: a handful of them is what a device has time for.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgekd.errors import DataError
 from edgekd.runtime.stats import t_quantile
+
+if TYPE_CHECKING:
+    from edgekd.runtime.estimate import Blocks, Estimate
 
 QualityVerdict = Literal["worse", "better", "no difference found", "unknown"]
 QUALITY_NAMES = {
@@ -110,13 +113,15 @@ def quality_notes(base: MeasuredQuality | None, new: MeasuredQuality | None) -> 
 
 def _compare(base: MeasuredQuality, new: MeasuredQuality) -> list[QualityCompared]:
     names, before, after = (base.model, new.model), base.by_window, new.by_window
-    sizes = _sizes(before, after)
-    found = [_perplexity(sizes, before["log_p_nats"], after["log_p_nats"], names)]
+    from edgekd.runtime.estimate import blocks_of_sizes
+
+    blocks = blocks_of_sizes(_sizes(before, after))
+    found = [_perplexity(blocks, before["log_p_nats"], after["log_p_nats"], names)]
     if base.reference is None or base.reference != new.reference:
         return found
     for figure in ("kl_nats", "top1_agreement", "delta_p"):
-        value, error = _mean_difference(sizes, before[figure], after[figure])
-        found.append(_judged(figure, value, error, len(sizes), names))
+        difference = _mean_difference(blocks, before[figure], after[figure])
+        found.append(_judged(figure, difference, len(blocks.sizes()), names))
     return found
 
 
@@ -129,39 +134,32 @@ def _sizes(base: Mapping[str, Any], new: Mapping[str, Any]) -> list[int]:
     return sizes
 
 
-def _mean_difference(
-    sizes: Sequence[int], base: Sequence[float], new: Sequence[float]
-) -> tuple[float, float | None]:
-    """Return the mean over all tokens of NEW less BASE, and its standard error."""
-    from edgekd.runtime.estimate import blocks_of_sizes
-
-    differences = [after - before for before, after in zip(base, new, strict=True)]
-    found = blocks_of_sizes(sizes).of_block_means(differences)
-    return found.value, found.standard_error
+def _mean_difference(blocks: "Blocks", base: Sequence[float], new: Sequence[float]) -> "Estimate":
+    """Return the mean over all tokens of NEW less BASE."""
+    pairs = zip(blocks.sizes(), base, new, strict=True)
+    return blocks.of_block_means([after - before for _, before, after in pairs])
 
 
 def _perplexity(
-    sizes: Sequence[int], base: Sequence[float], new: Sequence[float], names: tuple[str, str]
+    blocks: "Blocks", base: Sequence[float], new: Sequence[float], names: tuple[str, str]
 ) -> QualityCompared:
     """Return the relative change; its interval is taken on the logarithm."""
-    log_ratio, error = _mean_difference(sizes, new, base)  # less likely is more perplexed
-    judged = _judged("perplexity", log_ratio, error, len(sizes), names)
-    return QualityCompared(
-        base=names[0],
-        new=names[1],
-        figure="perplexity",
-        difference=math.expm1(log_ratio),
-        standard_error=None if error is None else error * math.exp(log_ratio),
+    log_ratio = _mean_difference(blocks, new, base)  # less likely is more perplexed
+    judged = _judged("perplexity", log_ratio, len(blocks.sizes()), names)
+    error = log_ratio.standard_error
+    return replace(
+        judged,
+        difference=math.expm1(log_ratio.value),
+        standard_error=None if error is None else error * math.exp(log_ratio.value),
         low=None if judged.low is None else math.expm1(judged.low),
         high=None if judged.high is None else math.expm1(judged.high),
-        n_windows=len(sizes),
-        verdict=judged.verdict,
     )
 
 
 def _judged(
-    figure: str, value: float, error: float | None, n_windows: int, names: tuple[str, str]
+    figure: str, difference: "Estimate", n_windows: int, names: tuple[str, str]
 ) -> QualityCompared:
+    value, error = difference.value, difference.standard_error
     half = None if error is None else t_quantile(n_windows - 1) * error
     low, high = (None, None) if half is None else (value - half, value + half)
     return QualityCompared(
