@@ -5,6 +5,14 @@ from pathlib import PurePath
 from edgekd.runtime.bench_compare import Compared, Comparison
 from edgekd.runtime.compare_quality import QUALITY_NAMES, QualityCompared
 
+_SHAPES = {
+    "kl_nats": (1, ".5f", " nats"),
+    "top1_agreement": (100, ".2f", " points"),
+    "delta_p": (100, ".3f", " points"),
+    "perplexity": (1, ".2%", ""),
+}
+"""Factor, digits and unit; a point is one of a hundred."""
+
 
 def to_text(comparison: Comparison) -> str:
     """Return a line for each scenario and figure of quality, what else differs, the verdict."""
@@ -31,29 +39,25 @@ def _line(entry: Compared) -> str:
     names = _names(entry.base, entry.new)
     ratio = entry.speed_ratio
     if ratio is None:
-        return f"{entry.scenario:>14}  {names}: too few repetitions; {entry.verdict}"
+        return f"{entry.scenario:>15}  {names}: too few repetitions; {entry.verdict}"
     kind = f"{ratio.n} pairs" if ratio.paired else f"{ratio.n} samples, two runs"
     return (
-        f"{entry.scenario:>14}  {names}: speed {ratio.value - 1:+.2%} "
+        f"{entry.scenario:>15}  {names}: speed {ratio.value - 1:+.2%} "
         f"[{ratio.low - 1:+.2%}, {ratio.high - 1:+.2%}] ({kind}); {entry.verdict}"
     )
 
 
 def _quality_line(entry: QualityCompared) -> str:
-    name, shape = QUALITY_NAMES[entry.figure], "+.2%"
-    unit = ""
-    if entry.figure == "kl_nats":
-        shape, unit = "+.5f", " nats"
+    factor, shape, unit = _SHAPES[entry.figure]
     spread = "unknown error: a single window"
     if entry.standard_error is not None and entry.low is not None and entry.high is not None:
-        spread = (
-            f"\u00b1 {format(entry.standard_error, shape[1:])} "
-            f"[{format(entry.low, shape)}, {format(entry.high, shape)}]"
-        )
+        error, low, high = (x * factor for x in (entry.standard_error, entry.low, entry.high))
+        spread = f"\u00b1 {error:{shape}} [{low:+{shape}}, {high:+{shape}}]"
     verdict = entry.verdict.upper() if entry.verdict == "worse" else entry.verdict
     return (
-        f"{name:>15}  {_names(entry.base, entry.new)}: {format(entry.difference, shape)}{unit} "
-        f"{spread} ({entry.n_windows} windows); {verdict}"
+        f"{QUALITY_NAMES[entry.figure]:>15}  {_names(entry.base, entry.new)}: "
+        f"{entry.difference * factor:+{shape}}{unit} {spread} "
+        f"({entry.n_windows} windows); {verdict}"
     )
 
 

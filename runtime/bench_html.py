@@ -44,7 +44,7 @@ def _quality_section(document: dict[str, Any], names: Sequence[str]) -> list[str
         {"row": name, "speed": result, "quality": asdict(figures_of(result.get("quality")))}
         for name, result in zip(names, document["results"], strict=True)
     ]
-    return [page.section("What quality costs", *trade_offs(rows), page.notes(lines))]
+    return [page.section("What quality costs", *trade_offs(rows, "model"), page.notes(lines))]
 
 
 def model_names(document: dict[str, Any]) -> list[str]:

@@ -101,4 +101,4 @@ def _evaluate(
 def quality_figures(quality: ModelQuality) -> QualityFigures:
     """Return what the table shows of ``quality``, with standard errors."""
     text, asked = quality.text, quality.questions
-    return figures_of(text and asdict(text), asked and asdict(asked))
+    return figures_of(asdict(text) if text else None, asdict(asked) if asked else None)

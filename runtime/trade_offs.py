@@ -33,22 +33,25 @@ def frontier(
     return sorted(best)
 
 
-def trade_offs(rows: Rows) -> list[str]:
-    """Return the pictures of ``Row.as_dict()`` of every row, two for each measured quality."""
+def trade_offs(rows: Rows, each: str = "row") -> list[str]:
+    """Return the pictures of ``Row.as_dict()`` of every row, two for each measured quality.
+
+    ``each`` is what a row is called.
+    """
     measured = [name for name in _QUALITIES if any(_quality(row, name) is not None for row in rows)]
     if not measured:
         return [page.nothing("No quality was measured: neither text nor questions were given.")]
     return [
-        page.grid([_trade_off(rows, name, against) for against in ("size", "speed")])
+        page.grid([_trade_off(rows, name, against, each) for against in ("size", "speed")])
         for name in measured
     ]
 
 
-def _trade_off(rows: Rows, name: str, against: str) -> str:
+def _trade_off(rows: Rows, name: str, against: str, each: str) -> str:
     what, unit, factor, more_is_better = _QUALITIES[name]
     title = f"{what} against {against}"
-    better = "more" if more_is_better else "less"
-    note = f"{unit}, {better} is better; whiskers: 95 % intervals; dashed: beaten by no other"
+    best_is = "more is better" if more_is_better else "less is better"
+    note = f"{unit}, {best_is}; whiskers: 95 % intervals; dashed: beaten by no other {each}"
     series = [Series(row["row"], _points(row, name, against, factor)) for row in rows]
     best = frontier(
         [point for one in series for point in one.points],

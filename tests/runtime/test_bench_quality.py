@@ -152,6 +152,7 @@ def test_on_a_device_a_pack_is_enough_and_torch_is_not_there(
     )
     assert done.returncode == 0, done.stderr
     assert "quality 2/2" in done.stderr and "KL is a lower bound" in done.stdout
+    assert done.stderr.rindex("speed ") < done.stderr.index("quality ")
     document = json.loads(saved.read_text())
     assert faults(document) == []
     for result in document["results"]:

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -86,7 +87,9 @@ def test_a_worse_kl_is_named_and_the_exit_code_stays_that_of_speed(tmp_path: Pat
     assert comparison.worse_quality == names == comparison.as_dict()["worse_quality"]
     for said in (to_text(comparison), short_verdict(comparison)):
         assert "within limits" in said and f"; WORSE quality: {', '.join(names)}" in said
-    assert "KL to teacher  model0.gguf -> model1.gguf: +0.0" in to_text(comparison)
+    lines = to_text(comparison).splitlines()
+    assert lines[2].startswith("  KL to teacher  model0.gguf -> model1.gguf: +0.0")
+    assert re.search(r"top-1 agreement  .*: -\d\.\d\d points ± 0\.\d\d \[-", lines[3])
     back = compare(f"{file}#1", f"{file}#0", 0.05)
     assert {one.verdict for one in back.quality} == {"better"} and back.worse_quality == []
     assert "WORSE" not in to_text(back)
