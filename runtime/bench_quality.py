@@ -4,10 +4,13 @@ It comes after the speed, so that it warms neither the machine nor a cache for i
 needs of memory is in no figure. This side imports nothing that measures.
 """
 
+import shutil
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 from edgekd.errors import EngineError, RecipeError
@@ -16,6 +19,9 @@ from edgekd.runtime.bench_process import MeasuringProcess
 from edgekd.runtime.bench_result import BenchRun
 from edgekd.runtime.bench_settings import BenchSettings
 from edgekd.runtime.conditions import Finding
+
+_PREFIX = "edgekd-teacher-"
+_LEFTOVER_S = 24 * 3600.0  # nothing that long ago is still in use
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +102,11 @@ def measure_qualities(
     progress: Progress | None = None,
 ) -> Qualities:
     """Return the quality of each of ``models``, or the reason of its process."""
+    _remove_leftovers()
     options, found = _options(asked, settings), Qualities([])
     n_steps = len(models) + (asked.teacher is not None)
     with (
-        TemporaryDirectory(prefix="edgekd-teacher-") as folder,
+        TemporaryDirectory(prefix=_PREFIX) as folder,
         (progress or Silence()).track("quality", n_steps) as advance,
     ):
         recorded = None if asked.teacher is None else folder
@@ -113,6 +120,14 @@ def measure_qualities(
             _add(found, model, options, recorded)
             advance(done, PurePath(model).name)
     return found
+
+
+def _remove_leftovers() -> None:
+    """Remove the logits that a bench left which was killed, a day ago or longer."""
+    for folder in Path(gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError):  # of another user
+            if time.time() - folder.lstat().st_mtime > _LEFTOVER_S:
+                shutil.rmtree(folder)
 
 
 def _add(found: Qualities, model: str, options: dict[str, Any], recorded: str | None) -> None:

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -192,6 +193,21 @@ def test_a_quality_that_fails_does_not_cost_the_speed(tiny_gguf: Path, tmp_path:
     assert faults(document) == [] and "quality" not in document["results"][0]
     said = render(document, "table")
     assert "quality was not measured" in said and "the text has 1 tokens" in said
+
+
+def test_nothing_is_left_on_the_disk_not_even_by_a_bench_that_was_killed(
+    tiny_gguf: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, young = tmp_path / "edgekd-teacher-old", tmp_path / "edgekd-teacher-young"
+    for folder in (old, young):
+        folder.mkdir()
+        (folder / "logits.f32").write_bytes(b"0000")
+    os.utime(old, (0, time.time() - 25 * 3600))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    asked = QualitySettings(teacher=str(tiny_gguf), text=text, n_tokens=64)
+    (result,) = run_bench([str(tiny_gguf)], TINY, quality=asked).results
+    assert result.quality and result.quality["to_teacher"]["kl_nats"]["value"] < 1e-9
+    assert list(tmp_path.iterdir()) == [young]
 
 
 @pytest.mark.parametrize(
