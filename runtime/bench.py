@@ -19,6 +19,7 @@ from edgekd.devices.energy import EnergyMeter
 from edgekd.files import size_of
 from edgekd.progress import Progress, Silence
 from edgekd.runtime.bench_process import BenchProcess
+from edgekd.runtime.bench_quality import QualitySettings, check_quality, with_quality
 from edgekd.runtime.bench_result import BenchResult, BenchRun, Collected, scenario_result
 from edgekd.runtime.bench_settings import BenchSettings
 from edgekd.runtime.bench_start import user_seconds
@@ -34,7 +35,14 @@ from edgekd.runtime.model_facts import read_facts
 from edgekd.runtime.model_kind import ModelKind
 from edgekd.runtime.roofline import Roofline, probe_roofline
 
-__all__ = ["BenchResult", "BenchRun", "BenchSettings", "bench_models", "run_bench"]
+__all__ = [
+    "BenchResult",
+    "BenchRun",
+    "BenchSettings",
+    "QualitySettings",
+    "bench_models",
+    "run_bench",
+]
 
 _MEMORY_FACTOR = 1.5  # weights repacked or unpacked, cache and engine, over the size of the file
 _MEMORY_SHARE = 0.7
@@ -69,17 +77,21 @@ def run_bench(
     progress: Progress | None = None,
     *,
     extra_work: Mapping[int, float] | None = None,
+    quality: QualitySettings | None = None,
 ) -> BenchRun:
-    """Return all that is measured of ``models`` on this machine.
+    """Return all that is measured of ``models`` on this machine, their ``quality`` last.
 
     ``extra_work`` has the models at these places compute a share of their tokens a second time: it
     is there to try whether a comparison would notice.
 
     Raises:
         EngineError: a model cannot be run; the reason is the one of its process.
+        RecipeError: what ``quality`` asks for contradicts itself.
     """
     progress = progress or Silence()
     parent_user_s = user_seconds()
+    if quality is not None:
+        check_quality(models, quality, settings)
     limits = _probe(settings, progress)
     handicaps = [(extra_work or {}).get(place, 0.0) for place in range(len(models))]
     together = _fit_together(models)
@@ -98,7 +110,7 @@ def run_bench(
     after, own_s = take_snapshot(), _own_seconds() - own_before_s
     findings = [*judge_machine(detect()), *judge(before, after, own_s)]
     results = [_result(candidate, limits, findings) for candidate in candidates]
-    return BenchRun(
+    run = BenchRun(
         settings=settings,
         order="interleaved" if together else "sequential",
         roofline=limits,
@@ -110,6 +122,7 @@ def run_bench(
         results=_with_equal_ids(results),
         parent_user_s=parent_user_s,
     )
+    return run if quality is None else with_quality(run, quality, progress)
 
 
 def _own_seconds() -> float:

@@ -2,16 +2,25 @@
 
 A regression is called only where the whole interval lies beyond the limit, and "within limits"
 only where none of it does; anything else is inconclusive, which asks for more repetitions.
-Models that took turns in one run are compared pair by pair.
+Models that took turns in one run are compared pair by pair. Quality is compared beside it, where
+both have it on the same text.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from edgekd.errors import DataError
 from edgekd.runtime.bench_result import SCHEMA
+from edgekd.runtime.compare_quality import (
+    QUALITY_NAMES,
+    MeasuredQuality,
+    QualityCompared,
+    compare_quality,
+    quality_notes,
+    read_quality,
+)
 from edgekd.runtime.llama_bench_rows import PHONE_SCHEMA, parse_rows, samples_of, scenario_of
 from edgekd.runtime.stats import Ratio, paired_ratio, unpaired_ratio
 from edgekd.untrusted import parse_json
@@ -34,6 +43,8 @@ class Measured:
     invalid_reasons: list[str]
     peak_rss_bytes: float | None = None
     takes_turns: bool = False
+    quality: MeasuredQuality | None = None
+    """None where it was not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +68,16 @@ class Comparison:
     differences: list[str]
     invalid_reasons: list[str]
     verdict: Verdict
+    """On speed."""
+    quality: list[QualityCompared] = field(default_factory=list)
+    quality_notes: list[str] = field(default_factory=list)
+    """Why quality, or a part of it, was not compared."""
+
+    @property
+    def worse_quality(self) -> list[str]:
+        """Return the names of the figures of quality that got worse beyond their error."""
+        worse = (QUALITY_NAMES[one.figure] for one in self.quality if one.verdict == "worse")
+        return list(dict.fromkeys(worse))
 
     @property
     def exit_code(self) -> int:
@@ -65,7 +86,12 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the comparison as JSON values."""
-        return {"schema": "edgekd.bench-compare/1", **asdict(self), "exit_code": self.exit_code}
+        return {
+            "schema": "edgekd.bench-compare/1",
+            **asdict(self),
+            "worse_quality": self.worse_quality,
+            "exit_code": self.exit_code,
+        }
 
 
 def compare(base: str, new: str, max_regress: float) -> Comparison:
@@ -98,6 +124,12 @@ def compare(base: str, new: str, max_regress: float) -> Comparison:
         max_regress=max_regress,
         compared=compared,
         differences=[line for pair in pairs for line in _differences(*pair)],
+        quality=[
+            found for one, other in pairs for found in compare_quality(one.quality, other.quality)
+        ],
+        quality_notes=[
+            note for one, other in pairs for note in quality_notes(one.quality, other.quality)
+        ],
         invalid_reasons=reasons,
         verdict="inconclusive" if reasons else overall([entry.verdict for entry in compared]),
     )
@@ -173,6 +205,7 @@ def _from_document(path: Path, document: dict[str, Any]) -> list[Measured]:
                 invalid_reasons=result["invalid_reasons"],
                 peak_rss_bytes=result["memory"]["peak_rss_bytes"]["value"],
                 takes_turns=document["order"] == "interleaved",
+                quality=read_quality(document, result),
             )
             for result in document["results"]
         ]

@@ -12,6 +12,12 @@ from typing import Any
 
 from edgekd.errors import RecipeError
 from edgekd.runtime.llama_bench_rows import processor_label, to_jsonl
+from edgekd.runtime.quality_figures import (
+    QUALITY_COLUMNS,
+    bench_quality_lines,
+    quality_columns,
+    quality_rows,
+)
 from edgekd.units import format_bytes, format_duration
 
 _TABLE_WIDTH = 150
@@ -57,7 +63,7 @@ def to_json(document: dict[str, Any]) -> str:
 
 
 def to_table(document: dict[str, Any]) -> str:
-    """Return two tables, the limits of the machine before them and the warnings after."""
+    """Return the tables, the limits of the machine before them and the warnings after."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -66,30 +72,24 @@ def to_table(document: dict[str, Any]) -> str:
     console = Console(file=out, width=_TABLE_WIDTH, color_system=None)
     for line in limit_lines(document):
         console.print(escape(line))
-    for columns, rows in (
-        (_MODEL_COLUMNS, _model_rows(document)),
-        (_SPEED_COLUMNS, _speed_rows(document)),
-    ):
+    for _, columns, rows in _tables(document):
         table = Table()
         for place, column in enumerate(columns):
             table.add_column(column, justify="left" if place < 2 else "right", overflow="fold")
         for row in rows:
             table.add_row(*map(escape, row))
         console.print(table)
-    for line in warning_lines(document):
+    for line in note_lines(document):
         console.print(escape(line))
     return out.getvalue().rstrip("\n")
 
 
 def to_markdown(document: dict[str, Any]) -> str:
-    """Return the two tables in Markdown, with limits and warnings."""
+    """Return the tables in Markdown, with limits and warnings."""
     parts = ["\n".join(f"- {line}" for line in limit_lines(document))]
-    for columns, rows in (
-        (_MODEL_COLUMNS, _model_rows(document)),
-        (_SPEED_COLUMNS, _speed_rows(document)),
-    ):
+    for _, columns, rows in _tables(document):
         parts.append(markdown_table(columns, rows, n_text_columns=2))
-    parts.append("\n".join(f"- {line}" for line in warning_lines(document)))
+    parts.append("\n".join(f"- {line}" for line in note_lines(document)))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -146,6 +146,21 @@ def warning_lines(document: dict[str, Any]) -> list[str]:
     reasons = [energy["reason"] for energy in energies if energy["value"] is None]
     lines += [f"energy unavailable: {reason}" for reason in dict.fromkeys(reasons)]
     return lines
+
+
+def note_lines(document: dict[str, Any]) -> list[str]:
+    """Return what quality was measured on, if any, then the warnings."""
+    return [*bench_quality_lines(document), *warning_lines(document)]
+
+
+def _tables(document: dict[str, Any]) -> list[tuple[str, Sequence[str], list[tuple[str, ...]]]]:
+    """Return caption, columns and rows of each table; that of quality only where it was asked."""
+    tables: list[tuple[str, Sequence[str], list[tuple[str, ...]]]] = [
+        ("models", _MODEL_COLUMNS, _model_rows(document)),
+        ("tests", _SPEED_COLUMNS, _speed_rows(document)),
+        ("quality", QUALITY_COLUMNS, quality_rows(document)),
+    ]
+    return [entry for entry in tables if entry[2]]
 
 
 def _soak(soak: dict[str, Any]) -> str:
@@ -230,6 +245,7 @@ def _figures(result: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
         "kv_bytes": entry["kv_bytes"],
         "peak_rss_bytes": result["memory"]["peak_rss_bytes"]["value"],
         "valid": result["valid"],
+        **quality_columns(result.get("quality")),
     }
 
 
@@ -248,10 +264,7 @@ def to_html(document: dict[str, Any]) -> str:
 
     tables = [
         table(caption, columns, rows, n_text_columns=2)
-        for caption, columns, rows in (
-            ("models", _MODEL_COLUMNS, _model_rows(document)),
-            ("tests", _SPEED_COLUMNS, _speed_rows(document)),
-        )
+        for caption, columns, rows in _tables(document)
     ]
     return bench_page(document, tables, limit_lines(document), warning_lines(document))
 

@@ -1,13 +1,16 @@
 """A document of edgekd bench as one HTML file, with pictures of every figure in it."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import PurePath
 from typing import Any
 
 from edgekd.runtime import html_page as page
 from edgekd.runtime.charts import Bar, Point, Series, bar_chart, line_chart
-from edgekd.runtime.five_rows import first_decode
+from edgekd.runtime.five_rows import figures_of, first_decode
 from edgekd.runtime.histograms import histogram_chart
+from edgekd.runtime.quality_figures import bench_quality_lines
+from edgekd.runtime.trade_offs import trade_offs
 from edgekd.units import format_bytes
 
 _INTERVAL = "whiskers: 95 % interval of the mean"
@@ -22,13 +25,26 @@ def bench_page(
     warnings: Sequence[str],
 ) -> str:
     """Return the page of a benchmark; ``tables`` are HTML, the lines are text."""
+    names = model_names(document)
     sections = [
         machine_section(document, machine_lines, warnings),
-        *picture_sections(document, model_names(document)),
+        *_quality_section(document, names),
+        *picture_sections(document, names),
         page.section("All figures", *tables),
         versions_section(document),
     ]
     return page.whole_page("edgekd bench", document["created"], sections)
+
+
+def _quality_section(document: dict[str, Any], names: Sequence[str]) -> list[str]:
+    """Return quality against size and speed, where it was measured."""
+    if not (lines := bench_quality_lines(document)):
+        return []
+    rows = [
+        {"row": name, "speed": result, "quality": asdict(figures_of(result.get("quality")))}
+        for name, result in zip(names, document["results"], strict=True)
+    ]
+    return [page.section("What quality costs", *trade_offs(rows, "model"), page.notes(lines))]
 
 
 def model_names(document: dict[str, Any]) -> list[str]:

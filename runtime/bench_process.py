@@ -15,21 +15,15 @@ from edgekd.runtime.bench_settings import BenchSettings
 _WORKER = "edgekd.runtime.bench_worker"
 
 
-class BenchProcess:
-    """One model in a fresh process of its own."""
+class MeasuringProcess:
+    """A fresh process that does one thing after another for a model."""
 
-    def __init__(
-        self, model: str, settings: BenchSettings, *, cold: bool = False, extra_work: float = 0.0
-    ) -> None:
-        """Start the process and load ``model``.
-
-        Raises:
-            EngineError: it cannot be loaded; the reason is the one of its process.
-        """
+    def __init__(self, model: str) -> None:
+        """Start the process; errors will name ``model``."""
         self.model = model
         # A file, since nobody reads a pipe while the model is measured; closed by close().
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
-        spawned_s = time.monotonic()
+        self.spawned_s = time.monotonic()
         # -P: a statistics.py in the current folder must not replace the one of the library.
         self._child = subprocess.Popen(
             [sys.executable, "-P", "-m", _WORKER],
@@ -38,18 +32,6 @@ class BenchProcess:
             stderr=self._errors,
             encoding="utf-8",
         )
-        try:
-            self.facts = self.ask(
-                "load",
-                model=model,
-                settings=settings.as_dict(),
-                cold=cold,
-                spawned_s=spawned_s,
-                extra_work=extra_work,
-            )
-        except BaseException:
-            self.close()
-            raise
 
     def ask(self, what: str, **values: Any) -> dict[str, Any]:
         """Return the reply to one command.
@@ -97,6 +79,32 @@ class BenchProcess:
         code = self._child.wait()
         self._errors.seek(0)
         return describe_end(code, self._errors.read())
+
+
+class BenchProcess(MeasuringProcess):
+    """One model in a fresh process of its own."""
+
+    def __init__(
+        self, model: str, settings: BenchSettings, *, cold: bool = False, extra_work: float = 0.0
+    ) -> None:
+        """Start the process and load ``model``.
+
+        Raises:
+            EngineError: it cannot be loaded; the reason is the one of its process.
+        """
+        super().__init__(model)
+        try:
+            self.facts = self.ask(
+                "load",
+                model=model,
+                settings=settings.as_dict(),
+                cold=cold,
+                spawned_s=self.spawned_s,
+                extra_work=extra_work,
+            )
+        except BaseException:
+            self.close()
+            raise
 
 
 def describe_end(code: int, errors: str) -> str:

@@ -5,12 +5,13 @@ ends with the connection.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from edgekd.errors import DeviceError, EngineError
 from edgekd.progress import Progress, Silence
 from edgekd.runtime.bench_remote_address import SshAddress
-from edgekd.runtime.bench_remote_artifact import read_artifact
+from edgekd.runtime.bench_remote_artifact import read_artifact, read_pack_artifact
 from edgekd.runtime.bench_remote_document import DocumentReader
 from edgekd.runtime.bench_remote_ssh import LOST, SshHost, missing_edgekd
 from edgekd.runtime.bench_remote_tied import Ended
@@ -26,14 +27,17 @@ def run_bench_over_ssh(
     progress: Progress | None = None,
     *,
     remote_edgekd: str | None = None,
+    reference: Path | None = None,
 ) -> dict[str, Any]:
     """Return the document of a bench of ``models`` on the machine at ``address``.
 
     It is the one that edgekd wrote there, with the models under their names here and
-    ``machine.address``.
+    ``machine.address``. With the pack ``reference``, which is copied as models are, their quality
+    is measured there too.
 
     Raises:
         ModelError: a model is not there, or is none.
+        DataError: the pack is not there.
         DeviceError: the machine cannot be reached, has no edgekd or no room, or was lost meanwhile.
         EngineError: edgekd failed there; the reason is its own.
         MissingExtraError: jsonschema, which checks the document, is not installed.
@@ -42,18 +46,26 @@ def run_bench_over_ssh(
     reader = DocumentReader()
     artifacts = [read_artifact(model) for model in models]
     host = SshHost(address, progress)
-    facts = host.look([artifact.sha256 for artifact in artifacts], remote_edgekd)
+    pack = read_pack_artifact(reference) if reference else None
+    carried = [*artifacts, pack] if pack else artifacts
+    facts = host.look([artifact.sha256 for artifact in carried], remote_edgekd)
     if facts.edgekd is None:
         extras = sorted({artifact.extra for artifact in artifacts})
         raise missing_edgekd(address, facts, extras, remote_edgekd)
     places = [host.copy(artifact, facts) for artifact in artifacts]
-    ended = host.run((*facts.edgekd, "bench", *places, *bench_options(settings), "--json"))
+    options = bench_options(settings)
+    if pack:
+        options += ["--reference", host.copy(pack, facts)]
+    ended = host.run((*facts.edgekd, "bench", *places, *options, "--json"))
     if ended.code:
         raise _failure(host, ended)
     document = reader.read(ended.output, str(address), len(artifacts))
     document["machine"]["address"] = str(address)
     for result, artifact in zip(document["results"], artifacts, strict=True):
         result["model"] = str(artifact.path)
+    if reference and document.get("quality_reference"):
+        document["quality_settings"]["reference"] = str(reference)
+        document["quality_reference"]["pack"] = str(reference)
     return document
 
 

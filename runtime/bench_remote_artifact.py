@@ -1,4 +1,4 @@
-"""A model on its way to another machine: known by the hash of its content, whatever its name."""
+"""A model or a pack on its way to another machine: known by its content, whatever its name."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekd.errors import DataError
 from edgekd.files import sha256_of, size_of
 from edgekd.runtime.model_kind import ModelKind, locate_model
 from edgekd.runtime.page_cache import model_files
@@ -15,10 +16,11 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._]+")  # what a shell or scp there may read i
 
 @dataclass(frozen=True)
 class Artifact:
-    """A model on this machine."""
+    """A model or a reference pack on this machine."""
 
     path: Path
-    kind: ModelKind
+    kind: ModelKind | None
+    """None of a reference pack, which needs no engine."""
     n_bytes: int
     hashes: dict[str, str]
     """Sha256 of each file by its path below ``path``; of a single file by the name it gets."""
@@ -38,7 +40,7 @@ class Artifact:
     @property
     def extra(self) -> str:
         """Return the extra of edgekd that runs it."""
-        return {ModelKind.CHECKPOINT: "torch"}.get(self.kind, str(self.kind))
+        return "torch" if self.kind is ModelKind.CHECKPOINT else str(self.kind)
 
 
 def read_artifact(model: str) -> Artifact:
@@ -53,3 +55,14 @@ def read_artifact(model: str) -> Artifact:
         for file in model_files(path)
     }
     return Artifact(path, kind, size_of(path), hashes)
+
+
+def read_pack_artifact(file: Path) -> Artifact:
+    """Return what is to be copied of a reference pack; the other machine reads and checks it.
+
+    Raises:
+        DataError: nothing is there.
+    """
+    if not file.is_file():
+        raise DataError(f"no reference pack at {file}; make one with edgekd eval --write-reference")
+    return Artifact(file, None, size_of(file), {file.name: sha256_of(file)})

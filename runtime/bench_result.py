@@ -74,10 +74,15 @@ class BenchResult:
     """None where there was no other model to compare with."""
     valid: bool
     invalid_reasons: list[str]
+    quality: dict[str, Any] | None = None
+    """None where it was not asked."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the result as JSON values."""
-        return asdict(self)
+        """Return the result as JSON values; ``quality`` is in it where it was asked."""
+        values = asdict(self)
+        if self.quality is None:
+            del values["quality"]
+        return values
 
     @property
     def decode_tokens_per_s(self) -> Summary:
@@ -121,9 +126,24 @@ class BenchRun:
     results: list[BenchResult]
     parent_user_s: float
     """User time of edgekd itself until the first model's process was started."""
+    quality_settings: dict[str, Any] | None = None
+    """None where quality was not asked."""
+    quality_reference: dict[str, Any] | None = None
+    """The teacher or the pack, if there is one."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the document."""
+        return self._speed() | self._quality()
+
+    def _quality(self) -> dict[str, Any]:
+        if self.quality_settings is None:
+            return {}
+        return {
+            "quality_settings": self.quality_settings,
+            "quality_reference": self.quality_reference,
+        }
+
+    def _speed(self) -> dict[str, Any]:
         return {
             "schema": SCHEMA,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -102,6 +102,30 @@ class Worker:
         """Return a hash of the vocabulary."""
         return {"sha256": vocabulary_sha256(self.loaded)}
 
+    # What quality needs is imported by the processes that measure it; none of them loads for speed.
+
+    def do_check_quality(self, *, models: list[str], options: dict[str, Any]) -> dict[str, Any]:
+        """Check what can be known before anything runs."""
+        from edgekd.runtime import bench_quality_steps as steps
+
+        steps.check(models, options)
+        return {"checked": len(models)}
+
+    def do_record_teacher(self, *, options: dict[str, Any], folder: str) -> dict[str, Any]:
+        """Run the teacher and leave in ``folder`` what it said."""
+        from edgekd.runtime import bench_quality_steps as steps
+
+        steps.record(options, folder)
+        return {"folder": folder}
+
+    def do_quality(
+        self, *, model: str, options: dict[str, Any], recorded: str | None
+    ) -> dict[str, Any]:
+        """Return the quality of a model."""
+        from edgekd.runtime import bench_quality_steps as steps
+
+        return steps.measure(model, options, recorded)
+
 
 def main() -> int:
     """Answer commands until stdin ends; return the exit code."""

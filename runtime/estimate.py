@@ -8,10 +8,13 @@ serve every figure.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edgekd.runtime.estimated import Estimate
+
+__all__ = ["METHOD", "N_RESAMPLES", "Blocks", "Estimate", "blocks_of_sizes", "share"]
 
 # S positions, B blocks, R resamples, P percentiles
 
@@ -21,15 +24,6 @@ _SEED = 0
 METHOD = f"bootstrap over windows, {N_RESAMPLES} resamples"
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure and how far chance may have moved it."""
-
-    value: float
-    standard_error: float | None
-    """None where a single block says nothing of the spread."""
 
 
 class Blocks:
@@ -52,6 +46,21 @@ class Blocks:
         value = float(transform(np.asarray(values_S.mean())))
         return Estimate(value, self._spread(transform(means_R)))
 
+    def sizes(self) -> list[int]:
+        """Return how many positions each block has."""
+        return [int(size) for size in self._sizes_B]
+
+    def block_means(self, values_S: Floats) -> list[float]:
+        """Return the mean of each block; with ``of_block_means`` it stands for its positions."""
+        sums_B = np.bincount(self._block_of_S, weights=values_S)
+        return [float(mean) for mean in sums_B / self._sizes_B]
+
+    def of_block_means(
+        self, means_B: Sequence[float], transform: Callable[[Floats], Floats] = lambda mean: mean
+    ) -> Estimate:
+        """Return what ``mean`` would of positions with these block means."""
+        return self.mean(np.asarray(means_B, np.float64)[self._block_of_S], transform)
+
     def percentiles(self, values_S: Floats, percents: Sequence[float]) -> list[Estimate]:
         """Return percentiles, between two positions by linear interpolation."""
         order_S = np.argsort(values_S)
@@ -73,6 +82,11 @@ class Blocks:
             return None
         # A bootstrap of n blocks finds (n - 1) / n of the variance.
         return float(figures_R.std(ddof=1)) * math.sqrt(n_blocks / (n_blocks - 1))
+
+
+def blocks_of_sizes(sizes_B: Sequence[int]) -> Blocks:
+    """Return blocks of so many positions each, the same draws as for the positions themselves."""
+    return Blocks(np.repeat(np.arange(len(sizes_B)), sizes_B))
 
 
 def share(n_right: int, n: int) -> Estimate:

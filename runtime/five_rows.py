@@ -115,6 +115,31 @@ def _quality(
     )
 
 
+def figures_of(
+    text: Mapping[str, Any] | None, asked: Mapping[str, Any] | None = None
+) -> QualityFigures:
+    """Return what tables and pictures show of a TextQuality and a ChoiceQuality as JSON values."""
+    to_teacher = (text and text["to_teacher"]) or {}
+    estimates: dict[str, Mapping[str, Any] | None] = {
+        "perplexity": text["perplexity"] if text else None,
+        "kl_nats": to_teacher.get("kl_nats"),
+        "top1_agreement": to_teacher.get("top1_agreement"),
+        "task_accuracy": asked["acc_tokens"] if asked else None,
+    }
+    values = {name: found["value"] if found else None for name, found in estimates.items()}
+    return QualityFigures(
+        **values,
+        n_positions=text["n_positions"] if text else 0,
+        n_questions=asked["n_questions"] if asked else 0,
+        kl_kind=to_teacher.get("kl_kind", "exact"),
+        standard_errors={
+            name: found["standard_error"]
+            for name, found in estimates.items()
+            if found and found["standard_error"] is not None
+        },
+    )
+
+
 def render_rows(rows: Sequence[Row]) -> "Table":
     """Return ``rows`` as a table for the terminal, with what could not be measured below."""
     shown = [row.as_dict() for row in rows]

@@ -54,13 +54,16 @@ class Reference(Protocol):
 
 @dataclass
 class FullReference:
-    """A teacher's logits at every position, in a file that vanishes with the process."""
+    """A teacher's logits at every position, in a file that vanishes with the process.
+
+    Another ``file``, opened for reading and writing, stays.
+    """
 
     windows: Windows
     vocab_size: int
     kl_kind: KlKind = "exact"
-    # Closed by close().
-    _file: IO[bytes] = field(default_factory=tempfile.TemporaryFile)
+    file: IO[bytes] = field(default_factory=tempfile.TemporaryFile)
+    """Closed by close()."""
 
     def add(self, logits_SV: "Logits") -> None:
         """Append the next positions.
@@ -69,7 +72,7 @@ class FullReference:
             OutputError: the disk is full.
         """
         with disk_errors(Path(tempfile.gettempdir()) / "the teacher's logits"):
-            self._file.write(logits_SV.astype(np.float32, copy=False).tobytes())
+            self.file.write(logits_SV.astype(np.float32, copy=False).tobytes())
 
     def compare(self, start: int, next_ids: NDArray[np.int64], model_SV: Floats) -> Compared:
         """Compare with a model's log-probabilities at the positions from ``start`` on.
@@ -86,12 +89,12 @@ class FullReference:
         return Compared(found.kl_T, found.is_same_T, teacher_log_p_S)
 
     def close(self) -> None:
-        """Remove the file."""
-        self._file.close()
+        """Close the file, which removes a temporary one."""
+        self.file.close()
 
     def _read(self, start: int, n_positions: int) -> "Logits":
-        self._file.seek(start * self.vocab_size * 4)
-        raw = self._file.read(n_positions * self.vocab_size * 4)
+        self.file.seek(start * self.vocab_size * 4)
+        raw = self.file.read(n_positions * self.vocab_size * 4)
         return np.frombuffer(raw, np.float32).reshape(n_positions, self.vocab_size)
 
 
@@ -137,10 +140,12 @@ def record_teacher(
     is_kept: bool = True,
     builder: PackBuilder | None = None,
     advance: Callable[[int], None] = lambda done: None,
+    file: IO[bytes] | None = None,
 ) -> FullReference:
     """Run ``teacher`` over ``windows`` and return its logits, none of them unless ``is_kept``.
 
-    ``builder`` sees them too; ``advance`` hears how many positions are done.
+    ``builder`` sees them too; ``advance`` hears how many positions are done. They wait in ``file``,
+    or in a temporary one.
 
     Raises:
         OutputError: the disk is full.
@@ -148,7 +153,12 @@ def record_teacher(
     """
     done = 0
     with ExitStack() as stack:
-        reference = FullReference(windows, teacher.engine.vocab_size)
+        vocab_size = teacher.engine.vocab_size
+        reference = (
+            FullReference(windows, vocab_size)
+            if file is None
+            else FullReference(windows, vocab_size, file=file)
+        )
         stack.callback(reference.close)
         for _, next_ids, logits_SV in each_prediction(teacher.engine, windows):
             if is_kept:

@@ -11,9 +11,8 @@ from typing import Any
 from edgekd.progress import Progress, Silence
 from edgekd.runtime.bench import run_bench
 from edgekd.runtime.bench_result import BenchRun
-from edgekd.runtime.estimate import Estimate
 from edgekd.runtime.evaluate import EvalOptions, Evaluation, ModelQuality, evaluate
-from edgekd.runtime.five_rows import QualityFigures, Row
+from edgekd.runtime.five_rows import QualityFigures, Row, figures_of
 from edgekd.runtime.model_facts import read_facts
 from edgekd.runtime.model_kind import locate_model
 from edgekd.runtime.report_settings import ROWS, ReportSettings
@@ -102,22 +101,4 @@ def _evaluate(
 def quality_figures(quality: ModelQuality) -> QualityFigures:
     """Return what the table shows of ``quality``, with standard errors."""
     text, asked = quality.text, quality.questions
-    to_teacher = text.to_teacher if text else None
-    estimates: dict[str, Estimate | None] = {
-        "perplexity": text.perplexity if text else None,
-        "kl_nats": to_teacher.kl_nats if to_teacher else None,
-        "top1_agreement": to_teacher.top1_agreement if to_teacher else None,
-        "task_accuracy": asked.acc_tokens if asked else None,
-    }
-    values = {name: found.value if found else None for name, found in estimates.items()}
-    return QualityFigures(
-        **values,
-        n_positions=text.n_positions if text else 0,
-        n_questions=asked.n_questions if asked else 0,
-        kl_kind=to_teacher.kl_kind if to_teacher else "exact",
-        standard_errors={
-            name: found.standard_error
-            for name, found in estimates.items()
-            if found and found.standard_error is not None
-        },
-    )
+    return figures_of(asdict(text) if text else None, asdict(asked) if asked else None)

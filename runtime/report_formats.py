@@ -12,6 +12,7 @@ from typing import Any
 from edgekd.errors import DataError, RecipeError
 from edgekd.runtime.bench_formats import limit_lines, markdown_table, to_json, warning_lines
 from edgekd.runtime.five_rows import COLUMNS, N_TEXT_COLUMNS, row_cells, rows_table
+from edgekd.runtime.quality_figures import text_lines
 from edgekd.runtime.report import SCHEMA
 
 _TABLE_WIDTH = 170
@@ -68,16 +69,8 @@ def quality_lines(document: Mapping[str, Any]) -> list[str]:
     if settings is None:
         return ["quality: not asked, neither text nor questions were given"]
     counts = [row["quality"] for row in document["rows"] if row["quality"]]
-    n_positions = max((one["n_positions"] for one in counts), default=0)
     n_questions = max((one["n_questions"] for one in counts), default=0)
-    lines = []
-    if n_positions:
-        source = settings["text"] or settings["reference"]
-        lines.append(f"text: {n_positions} tokens predicted, of {PurePath(source).name}")
-    if reference:
-        compared = PurePath(reference["teacher"]).name
-        bound = " through a pack, so KL is a lower bound" if "pack" in reference else ""
-        lines.append(f"KL and top-1: to {compared}{bound}")
+    lines = text_lines(settings, reference, counts)
     if n_questions:
         asked = PurePath(settings["questions"]).name
         lines.append(f"task: {n_questions} questions of {asked}, {settings['shots']} shots")

@@ -56,6 +56,19 @@ class Fidelities:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WindowMeans:
+    """The means of each window, in their order: what a later comparison pairs."""
+
+    n_positions: list[int]
+    log_p_nats: list[float]
+    """Of the log-probability of the token that came next."""
+    kl_nats: list[float] | None
+    """None without a teacher, as those below."""
+    top1_agreement: list[float] | None
+    delta_p: list[float] | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class TextQuality:
     """How well a model does on a text."""
 
@@ -64,6 +77,7 @@ class TextQuality:
     """Tokens that were predicted."""
     n_windows: int
     to_teacher: Fidelities | None
+    by_window: WindowMeans
 
 
 def score_text(
@@ -109,12 +123,31 @@ def summarise(scores: Scores, kl_kind: KlKind = "exact") -> TextQuality:
         to_teacher=_fidelities(blocks, scores.log_p_S, scores.compared, kl_kind)
         if scores.compared
         else None,
+        by_window=_window_means(blocks, scores),
     )
+
+
+def _window_means(blocks: Blocks, scores: Scores) -> WindowMeans:
+    compared = scores.compared
+    return WindowMeans(
+        n_positions=blocks.sizes(),
+        log_p_nats=blocks.block_means(scores.log_p_S),
+        kl_nats=blocks.block_means(compared.kl_S) if compared else None,
+        top1_agreement=blocks.block_means(compared.is_same_S.astype(np.float64))
+        if compared
+        else None,
+        delta_p=blocks.block_means(_delta_p(scores.log_p_S, compared)) if compared else None,
+    )
+
+
+def _delta_p(log_p_S: Floats, compared: Compared) -> Floats:
+    delta_p_S: Floats = np.exp(log_p_S) - np.exp(compared.teacher_log_p_S)
+    return delta_p_S
 
 
 def _fidelities(blocks: Blocks, log_p_S: Floats, compared: Compared, kl_kind: KlKind) -> Fidelities:
     teacher_log_p_S = compared.teacher_log_p_S
-    delta_p_S = np.exp(log_p_S) - np.exp(teacher_log_p_S)
+    delta_p_S = _delta_p(log_p_S, compared)
     percentiles = blocks.percentiles(delta_p_S, DELTA_P_PERCENTS)
     return Fidelities(
         kl_nats=blocks.mean(compared.kl_S),

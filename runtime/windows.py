@@ -1,5 +1,7 @@
 """A text cut into the windows of token ids on which models are compared."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -53,6 +55,11 @@ def begin_ids(tokenizer: Tokenizer) -> list[int]:
 def n_scored(windows: Windows) -> int:
     """Return at how many positions of ``windows`` a next token is known."""
     return sum(len(window) - 1 for window in windows)
+
+
+def windows_sha256(windows: Windows) -> str:
+    """Return a hash of all ids, as a JSON list of lists."""
+    return hashlib.sha256(json.dumps([list(window) for window in windows]).encode()).hexdigest()
 
 
 def each_prediction(

@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -13,6 +13,9 @@ from edgekd.cli_options import Json, Provider, Quiet, RequireNpu, Threads, parse
 from edgekd.errors import EdgekdError
 from edgekd.progress import make_progress
 from edgekd.runtime.bench_remote_address import AdbAddress, SshAddress, parse_address
+
+if TYPE_CHECKING:
+    from edgekd.runtime.bench_quality import QualitySettings
 
 _USAGE = 2
 _DEFAULT = "run"
@@ -63,6 +66,16 @@ def run(
     roofline: Annotated[
         bool, typer.Option(help="Probe bandwidth and multiplications first.")
     ] = True,
+    teacher: Annotated[
+        str | None, typer.Option(help="Also measure quality: model to compare with, over --text.")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="The same with a reference pack, instead of a teacher.")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="Held-out text; without a teacher: perplexity alone.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens of the text to use, at most.")] = 4096,
     ep: Provider = "cpu",
     require_npu: RequireNpu = False,
     save: Annotated[
@@ -83,6 +96,7 @@ def run(
 ) -> None:
     """Measure speed, latency, memory and energy of MODELS on this machine, or on --device.
 
+    With --teacher, --reference or --text also their quality, on the very files that run.
     Several models take turns. Two measurements are compared by: edgekd bench compare BASE NEW
     """
     from edgekd.runtime.bench_formats import render
@@ -101,7 +115,10 @@ def run(
         provider=ep,
         require_npu=require_npu,
     )
+    quality = _quality(teacher, reference, text, tokens)
     address = _address(device, remote_edgekd, remote_binary, output)
+    if quality is not None and address is not None:
+        _check_quality_there(quality, address)
     progress = make_progress(quiet)
     if isinstance(address, AdbAddress):
         from edgekd.runtime.bench_remote_adb import run_bench_over_adb
@@ -114,14 +131,19 @@ def run(
         from edgekd.runtime.bench_remote import run_bench_over_ssh
 
         document = run_bench_over_ssh(
-            models, settings, address, progress, remote_edgekd=remote_edgekd
+            models,
+            settings,
+            address,
+            progress,
+            remote_edgekd=remote_edgekd,
+            reference=reference,
         )
         progress.say(f"measured on {address}")
         _give(document, save, as_json, lambda: render(document, output))
     else:
         from edgekd.runtime.bench import run_bench
 
-        local = run_bench(models, settings, progress).as_dict()
+        local = run_bench(models, settings, progress, quality=quality).as_dict()
         _give(local, save, as_json, lambda: render(local, output))
 
 
@@ -137,9 +159,12 @@ def compare(
 
     MODEL is a name, a path or a number from 0. Two models of one run, which took turns, are
     compared pair by pair: edgekd bench compare run.json#0 run.json#1
+
+    Quality is compared where both sides have it, and what got worse is named. The exit code is
+    about speed alone.
     """
     from edgekd.runtime.bench_compare import compare as compare_files
-    from edgekd.runtime.bench_compare_text import to_text
+    from edgekd.runtime.bench_compare_text import short_verdict, to_text
 
     limit = _percent(max_regress)
     try:
@@ -150,7 +175,7 @@ def compare(
     if as_json:
         print(json.dumps(comparison.as_dict()))
     else:
-        print(comparison.verdict if quiet else to_text(comparison))
+        print(short_verdict(comparison) if quiet else to_text(comparison))
     raise typer.Exit(comparison.exit_code)
 
 
@@ -171,6 +196,30 @@ def _address(
     if remote_edgekd is not None and not isinstance(address, SshAddress):
         raise typer.BadParameter("goes with --device ssh://host", param_hint="--remote-edgekd")
     return address
+
+
+def _quality(
+    teacher: str | None, reference: Path | None, text: Path | None, tokens: int
+) -> "QualitySettings | None":
+    """Return what to measure of quality; None where nothing was asked."""
+    if teacher is None and reference is None and text is None:
+        return None
+    from edgekd.runtime.bench_quality import QualitySettings
+
+    return QualitySettings(teacher=teacher, reference=reference, text=text, n_tokens=tokens)
+
+
+def _check_quality_there(quality: "QualitySettings", address: SshAddress | AdbAddress) -> None:
+    """Refuse what another machine cannot be asked."""
+    if isinstance(address, AdbAddress):
+        message = "quality is not measured over adb, where llama-bench runs; use edgekd eval here"
+        raise typer.BadParameter(message, param_hint="--reference, --teacher, --text")
+    if quality.reference is None:
+        message = (
+            "no teacher runs there; make a pack here: edgekd eval --teacher T --text F "
+            "--write-reference P, then bench with --reference P"
+        )
+        raise typer.BadParameter(message, param_hint="--teacher, --text")
 
 
 def _give(

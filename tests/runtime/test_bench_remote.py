@@ -13,13 +13,15 @@ from typing import Any
 import jsonschema
 import pytest
 
-from edgekd.errors import DeviceError, EngineError
+from edgekd.errors import DataError, DeviceError, EngineError
 from edgekd.files import sha256_of
 from edgekd.progress import Lines
 from edgekd.runtime.bench_remote import run_bench_over_ssh
 from edgekd.runtime.bench_remote_address import AdbAddress, SshAddress, parse_address
 from edgekd.runtime.bench_remote_artifact import read_artifact
 from edgekd.runtime.bench_settings import BenchSettings
+from edgekd.runtime.evaluate import EvalOptions, evaluate
+from tests.conftest import TEXTS
 from tests.runtime.small_disk import small_disk, why_no_small_disk
 from tests.runtime.ssh_machine import MISSING, SSHD, SshMachine, ssh_machine, write_program
 
@@ -85,6 +87,31 @@ def test_what_was_asked_is_what_runs_there(machine: SshMachine, tiny_gguf: Path)
     machine.install_edgekd()
     settings = bench(machine, tiny_gguf)["settings"]
     assert settings == json.loads(json.dumps(SMALL.as_dict()))
+
+
+@needs_sshd
+def test_quality_is_measured_there_against_a_pack_that_is_copied_once(
+    machine: SshMachine, float_gguf: Path, tiny_gguf: Path, tmp_path: Path
+) -> None:
+    machine.install_edgekd()
+    text, pack = tmp_path / "text.txt", tmp_path / "teacher.pack"
+    text.write_text(" ".join(TEXTS), "utf-8")
+    evaluate([], EvalOptions(teacher=str(float_gguf), text=text, write_reference=pack))
+    address = parse_address(machine.address)
+    assert isinstance(address, SshAddress)
+    for _ in range(2):
+        document = run_bench_over_ssh([str(tiny_gguf)], SMALL, address, reference=pack)
+    jsonschema.Draft202012Validator(SCHEMA).validate(document)
+    (here,) = evaluate([str(tiny_gguf)], EvalOptions(reference=pack)).models
+    assert here.text and here.text.to_teacher
+    there = document["results"][0]["quality"]["to_teacher"]["kl_nats"]
+    assert there["value"] == pytest.approx(here.text.to_teacher.kl_nats.value, abs=1e-6)
+    assert document["quality_reference"]["pack"] == str(pack)
+    assert document["quality_settings"]["reference"] == str(pack)
+    held = {folder.name for folder in machine.cache.iterdir()}
+    assert held == {sha256_of(tiny_gguf), sha256_of(pack)}
+    with pytest.raises(DataError, match="no reference pack at"):
+        run_bench_over_ssh([str(tiny_gguf)], SMALL, address, reference=tmp_path / "none")
 
 
 @needs_sshd

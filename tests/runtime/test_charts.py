@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from edgekd.runtime.charts import Bar, Point, Series, bar_chart, line_chart, scatter_chart
 from edgekd.runtime.histograms import choose_scale, count_bins, histogram_chart
 from edgekd.runtime.marks import N_SERIES, WIDTH, dash, mark, px, shorten
-from edgekd.runtime.report_html import frontier
 from edgekd.runtime.scales import make_log_scale, make_scale, show_number
+from edgekd.runtime.trade_offs import frontier
 
 TAGS = {"svg", "title", "desc", "text", "line", "rect", "path", "g"}
 HOSTILE = """<script>alert("x")</script> & 'y'"""
