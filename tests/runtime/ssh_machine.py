@@ -58,11 +58,12 @@ class SshMachine:
         for process in psutil.process_iter():
             try:
                 is_there = process.environ().get("HOME") == str(self.home)
-                if is_there and words in " ".join(process.cmdline()):
+                is_alive = process.status() != psutil.STATUS_ZOMBIE
+                if is_there and is_alive and words in " ".join(process.cmdline()):
                     found.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
-        return [entry for entry in found if entry.status() != psutil.STATUS_ZOMBIE]
+        return found
 
     def cut(self) -> None:
         """End every connection, as a lost network or a killed session does."""
