@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,8 +68,9 @@ class SshMachine:
     def cut(self) -> None:
         """End every connection, as a lost network or a killed session does."""
         for process in self.server.children(recursive=True):
-            if process.name().startswith("sshd"):
-                process.kill()
+            with suppress(psutil.NoSuchProcess):  # ended with the one before
+                if process.name().startswith("sshd"):
+                    process.kill()
 
 
 @contextmanager
