@@ -221,7 +221,6 @@ def serving(found: Json) -> Iterator[Compared]:
                 theirs["tokens_per_s_samples"],
                 "{:.0f}",
                 more_is_better=True,
-                if_worse="two processes and Python beside the engine",
             )
             for field, what in (
                 ("ttft_p50_ms", "first token after, median ms"),

@@ -1,13 +1,13 @@
 """Write the tables of docs/phones.md from devices/backends.py; ``--check`` fails on a stale one."""
 
-import sys
 from pathlib import Path
+
+from generated import put, write_or_check
 
 from edgekd.devices.backends import BACKENDS, LABELS, Backend, install_command
 from edgekd.runtime.providers import PROVIDERS
 
 TARGET = Path(__file__).parents[1] / "docs" / "phones.md"
-END = "<!-- end of table -->"
 
 
 def labels_table() -> str:
@@ -33,16 +33,8 @@ def backend_row(name: str, backend: Backend) -> str:
 
 def main() -> None:
     """Put each table between its marks."""
-    text = page = TARGET.read_text("utf-8")
-    for name, table in (("labels", labels_table()), ("backends", backends_table())):
-        start = f"<!-- {name}: scripts/write_backend_table.py -->\n"
-        before, mark, rest = page.partition(start)
-        assert mark, f"{TARGET.name} has no place for the table of {name}"
-        page = before + start + table + END + rest.partition(END)[2]
-    if "--check" not in sys.argv:
-        TARGET.write_text(page, "utf-8")
-    elif text != page:
-        sys.exit("docs/phones.md is stale; run: python scripts/write_backend_table.py")
+    page = put(TARGET.read_text("utf-8"), "labels", labels_table())
+    write_or_check(TARGET, put(page, "backends", backends_table()))
 
 
 if __name__ == "__main__":

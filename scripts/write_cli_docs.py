@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from generated import write_or_check
 
 from edgekd.cli import app
 
@@ -41,8 +42,4 @@ def render() -> str:
 
 
 if __name__ == "__main__":
-    page = render()
-    if "--check" not in sys.argv:
-        TARGET.write_text(page, "utf-8")
-    elif TARGET.read_text("utf-8") != page:
-        sys.exit("docs/cli.md is stale; run: python scripts/write_cli_docs.py")
+    write_or_check(TARGET, render())

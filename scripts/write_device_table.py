@@ -1,12 +1,12 @@
 """Write the table of docs/devices.md from devices/specs; with ``--check`` fail if it is stale."""
 
-import sys
 from pathlib import Path
+
+from generated import put, write_or_check
 
 from edgekd.devices.spec import Spec, list_specs
 
 TARGET = Path(__file__).parents[1] / "docs" / "devices.md"
-START, END = "<!-- table: scripts/write_device_table.py -->\n", "<!-- end of table -->"
 
 
 def cell(spec: Spec, key: str, scale: float) -> str:
@@ -32,13 +32,7 @@ def render() -> str:
 
 def main() -> None:
     """Put the table between its marks."""
-    text = TARGET.read_text("utf-8")
-    before, _, rest = text.partition(START)
-    page = before + START + render() + END + rest.partition(END)[2]
-    if "--check" not in sys.argv:
-        TARGET.write_text(page, "utf-8")
-    elif text != page:
-        sys.exit("docs/devices.md is stale; run: python scripts/write_device_table.py")
+    write_or_check(TARGET, put(TARGET.read_text("utf-8"), "table", render()))
 
 
 if __name__ == "__main__":

@@ -4,14 +4,14 @@ faults.json is written by scripts/faults, fuzz.json by scripts/fuzz.
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
+
+from generated import put, write_or_check
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 TARGET = ROOT / "docs" / "reliability.md"
-_MARK, _END = "<!-- {}: scripts/write_fault_table.py -->\n", "<!-- end of {} -->"
 
 
 def fault_table(record: dict[str, Any]) -> str:
@@ -56,24 +56,12 @@ def fuzz_table(runs: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def put(page: str, name: str, table: str) -> str:
-    """Return ``page`` with ``table`` between the marks of ``name``."""
-    start, end = _MARK.format(name), _END.format(name)
-    before, found, rest = page.partition(start)
-    if not found or end not in rest:
-        sys.exit(f"{TARGET} has no marks for the table {name!r}")
-    return before + start + table + end + rest.partition(end)[2]
-
-
 def main() -> None:
     """Put both tables between their marks."""
     text = TARGET.read_text("utf-8")
     page = put(text, "faults", fault_table(json.loads((RESULTS / "faults.json").read_text())))
     page = put(page, "fuzzing", fuzz_table(json.loads((RESULTS / "fuzz.json").read_text())))
-    if "--check" not in sys.argv:
-        TARGET.write_text(page, "utf-8")
-    elif text != page:
-        sys.exit("docs/reliability.md is stale; run: python scripts/write_fault_table.py")
+    write_or_check(TARGET, page)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 sys.path[:0] = [str(BENCHMARKS)]
 
+from generated import write_or_check  # noqa: E402
 from peers import (  # noqa: E402
     ALONE,
     UNCLEAR,
@@ -217,11 +218,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=BENCHMARKS / "results")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "peers.md")
     arguments = parser.parse_args()
-    made = page(arguments.results)
-    if not arguments.check:
-        arguments.page.write_text(made, "utf-8")
-    elif not arguments.page.exists() or arguments.page.read_text("utf-8") != made:
-        sys.exit(f"{arguments.page.name} is stale; run: python scripts/write_peers.py")
+    write_or_check(arguments.page, page(arguments.results))
 
 
 if __name__ == "__main__":

@@ -7,14 +7,14 @@ Better or worse, beyond two standard errors or not: what the sentences say comes
 import argparse
 import json
 import math
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from generated import put, write_or_check
+
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "five_rows.json"
-START, END = "<!-- five rows: scripts/write_readme_rows.py -->\n\n", "\n<!-- end of five rows -->"
 QUALITIES = {
     "perplexity": ("perplexity", ".2f", False),
     "kl_nats": ("KL to teacher, nats", ".4f", False),
@@ -122,16 +122,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.result.exists():
         return
-    text = arguments.page.read_text("utf-8")
-    before, mark, rest = text.partition(START)
-    if not mark or END not in rest:
-        sys.exit(f"{arguments.page} needs the lines {START.strip()} and {END.strip()}")
     made = section(json.loads(arguments.result.read_text("utf-8")))
-    page = before + START + made + END + rest.partition(END)[2]
-    if not arguments.check:
-        arguments.page.write_text(page, "utf-8")
-    elif text != page:
-        sys.exit(f"{arguments.page.name} is stale; run: python scripts/write_readme_rows.py")
+    page = put(arguments.page.read_text("utf-8"), "five rows", made)
+    write_or_check(arguments.page, page)
 
 
 if __name__ == "__main__":

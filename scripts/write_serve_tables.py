@@ -1,10 +1,11 @@
 """Write the tables of docs/serve.md from code and results; ``--check`` fails if they are stale."""
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from generated import put, write_or_check
 
 from edgekd.runtime import grammar_limits, http_guard, http_timeouts, pace, rendering, server
 from edgekd.runtime.api_errors import RETRY_AFTER_S
@@ -161,17 +162,10 @@ TABLES = {
 
 def main() -> None:
     """Put each table between its marks."""
-    text = page = TARGET.read_text("utf-8")
+    page = TARGET.read_text("utf-8")
     for name, render in TABLES.items():
-        start, end = f"<!-- {name}: scripts/write_serve_tables.py -->\n\n", "\n<!-- end -->"
-        before, mark, rest = page.partition(start)
-        if not mark:
-            sys.exit(f"{TARGET} has no mark {start.strip()!r}")
-        page = before + start + render() + end + rest.partition(end)[2]
-    if "--check" not in sys.argv:
-        TARGET.write_text(page, "utf-8")
-    elif text != page:
-        sys.exit("docs/serve.md is stale; run: python scripts/write_serve_tables.py")
+        page = put(page, name, render())
+    write_or_check(TARGET, page)
 
 
 if __name__ == "__main__":

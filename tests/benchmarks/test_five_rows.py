@@ -167,7 +167,7 @@ def test_the_readme_says_what_the_figures_say(
 ) -> None:
     page = tmp_path / "README.md"
     page.write_text("# A\n\nnothing\n")
-    assert "needs the lines" in write(folder / "rows.json", page).stderr
+    assert "needs the marks" in write(folder / "rows.json", page).stderr
     page.write_text(
         "# A\n\n<!-- five rows: scripts/write_readme_rows.py -->\n\n"
         "\n<!-- end of five rows -->\n\n## B\n"
