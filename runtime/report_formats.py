@@ -4,7 +4,6 @@ Every form is a function from the document (docs/schemas/report-1.json) to a str
 """
 
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -14,6 +13,7 @@ from edgekd.runtime.bench_formats import limit_lines, markdown_table, to_json, w
 from edgekd.runtime.five_rows import COLUMNS, N_TEXT_COLUMNS, row_cells, rows_table
 from edgekd.runtime.quality_figures import text_lines
 from edgekd.runtime.report import SCHEMA
+from edgekd.untrusted import parse_json
 
 _TABLE_WIDTH = 170
 
@@ -36,7 +36,7 @@ def read_report(path: Path) -> dict[str, Any]:
         DataError: it cannot be read, or is something else.
     """
     try:
-        document = json.loads(path.read_text("utf-8"))
+        document = parse_json(path.read_text("utf-8"))
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:

@@ -72,7 +72,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         values = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise RecipeError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecipeError(f"{path} is no TOML file: {error}") from error
     faults = [
         f"{key} {value!r} is not {_KINDS[key][0]}"

@@ -105,6 +105,9 @@ def test_logits_come_in_the_order_of_the_work_whatever_that_of_the_slots(
     order = [2, 0, 3, 1]
     found = engine.step([Work(slot, PROMPTS[slot]) for slot in order])
     assert_close([each[-1] for each in found], [expected[slot] for slot in order])
+    if isinstance(engine, LlamaCppBatchEngine):  # else it passes over the weights four times
+        slots = engine._batch._slots_T[: engine._batch.struct.n_tokens].tolist()
+        assert slots == sorted(slots)
 
 
 def test_idle_slots_between_busy_ones_keep_their_tokens(engine: BatchEngine) -> None:

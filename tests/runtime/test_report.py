@@ -189,6 +189,7 @@ def test_a_file_that_is_no_report_is_refused(tmp_path: Path) -> None:
         ),
         ("[]", "has schema None"),
         ("{", "is no JSON file"),
+        ("[" * 100_000, "is no JSON file"),
     ):
         file.write_text(content)
         with pytest.raises(DataError, match=fault):
@@ -219,6 +220,7 @@ def test_all_faults_of_a_recipe_are_named(tmp_path: Path) -> None:
     [
         ("", "no model to report on; give one or more of --teacher, --baseline"),
         ("teacher = ", "is no TOML file"),
+        ("teacher = " + "[" * 100_000, "is no TOML file"),
         ("teacher = 'x'\nrepetitions = 0", "repetitions is 0, a whole number from 1 on is needed"),
     ],
 )
