@@ -68,8 +68,8 @@ PROVIDERS: dict[str, Provider] = {
     "coreml": Provider("CoreMLExecutionProvider", pip_name=BACKENDS["coreml"].package),
 }
 _AUTO = ("cuda", "coreml")
-_SPIN_US = 1000
 """What ``auto`` takes before the CPU, where this ONNX Runtime has it built in."""
+_SPIN_US = 1000  # longer than what lies between two tokens
 
 
 def choose(name: str) -> str:
@@ -249,11 +249,10 @@ def _session_options(ort: Any, n_threads: int, log_severity: int) -> Any:
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = n_threads
     settings.inter_op_num_threads = 1
-    # Waking threads for every operator costs a small model a third of its speed, so they spin;
-    # from one token to the next, but no longer, which would starve what else the machine does.
+    # Waking threads for every operator slows a small model down, so they spin; from one token to
+    # the next, but no longer, which would starve what else the machine does.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "1")
     settings.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_US))
-    settings.enable_mem_pattern = False  # learnt anew for every length, and lengths are all new
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     settings.log_severity_level = log_severity
     return settings
