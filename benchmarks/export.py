@@ -29,6 +29,7 @@ from record import record
 
 from edgekd.export.checkpoint import open_checkpoint
 from edgekd.runtime.bench_worker import text_ids
+from edgekd.runtime.loading import default_threads
 from edgekd.runtime.stats import summarise
 from edgekd.runtime.tokenizer import FileTokenizer
 
@@ -100,10 +101,11 @@ def _weights(result: Path) -> list[Path]:
 def measure_onnx_decoding(model: Path, folder: Path, rounds: int) -> dict[str, Any]:
     """Return tokens per second of our folder and of the builder's, in turns."""
     ids = text_ids(FileTokenizer(model), N_PROMPT)
+    threads = default_threads()
     turns = {
-        f"{OURS} in genai": genai_turn(folder / OURS, ids),
-        f"{BUILDER} in genai": genai_turn(folder / BUILDER, ids),
-        f"{OURS} in edgekd": edgekd_turn(folder / OURS, ids),
+        f"{OURS} in genai": genai_turn(folder / OURS, ids, threads),
+        f"{BUILDER} in genai": genai_turn(folder / BUILDER, ids, threads),
+        f"{OURS} in edgekd": edgekd_turn(folder / OURS, ids, threads),
     }
     return measure_decoding(turns, f"{BUILDER} in genai", rounds)
 
@@ -111,7 +113,8 @@ def measure_onnx_decoding(model: Path, folder: Path, rounds: int) -> dict[str, A
 def measure_gguf_decoding(model: Path, folder: Path, rounds: int) -> dict[str, Any]:
     """Return tokens per second of our file and of llama.cpp's, in turns."""
     ids = text_ids(FileTokenizer(model), N_PROMPT)
-    turns = {name: edgekd_turn(folder / name, ids) for name in (OURS, LLAMA_CPP)}
+    threads = default_threads()
+    turns = {name: edgekd_turn(folder / name, ids, threads) for name in (OURS, LLAMA_CPP)}
     return measure_decoding(turns, LLAMA_CPP, rounds)
 
 
