@@ -169,7 +169,7 @@ class FiveRows:
         _, output_format, quant = FILES[row]
         command = ["export", str(self._checkpoint(row)), "--format", output_format]
         command += ["--quant", quant, "--out", str(self._file(row))]
-        self.stages.alone(f"export-{_slug(row)}", lambda: self.stages.edgekd(command))
+        self.stages.alone(f"export-{slug(row)}", lambda: self.stages.edgekd(command))
 
     def _measure(self, row: str) -> None:
         asked = self.asked
@@ -182,7 +182,7 @@ class FiveRows:
 
     def _evaluate(self, row: str, what: str, options: Sequence[str]) -> None:
         command = ["eval", str(self._file(row)), *options, *self._threads()]
-        self.stages.alone(f"quality-{_slug(row)}-{what}", lambda: self.stages.edgekd(command))
+        self.stages.alone(f"quality-{slug(row)}-{what}", lambda: self.stages.edgekd(command))
 
     def _threads(self) -> list[str]:
         return ["--threads", str(self.asked.threads)] if self.asked.threads else []
@@ -211,12 +211,15 @@ class FiveRows:
             "rows": rows,
             "speeds_valid": bench["valid"],
             "conditions": bench["conditions"],
-            "curves": {f"{kind}-{part}": self._curve(f"{kind}-{part}") for kind, part in RUNS},
+            "curves": {
+                name: curve_of(self.work / name / "training_log.jsonl")
+                for name in (f"{kind}-{part}" for kind, part in RUNS)
+            },
         }
 
     def _row(self, row: str, results: dict[str, Json], speed: Json) -> Json:
         def quality(what: str) -> Json:
-            (found,) = results[f"quality-{_slug(row)}-{what}"]["models"]
+            (found,) = results[f"quality-{slug(row)}-{what}"]["models"]
             return dict(found)
 
         text = quality("text")["text"]
@@ -241,23 +244,25 @@ class FiveRows:
             "energy_per_token": decode["energy_per_token"],
         }
 
-    def _curve(self, name: str) -> list[Json]:
-        """Return the course of a training, its steps joined to MAX_CURVE_POINTS points."""
-        log = (self.work / name / "training_log.jsonl").read_text("utf-8").splitlines()
-        steps = [each for line in log if "loss" in (each := json.loads(line))]
-        size = -(-len(steps) // MAX_CURVE_POINTS)
-        joined = [steps[start : start + size] for start in range(0, len(steps), size)]
-        return [
-            {
-                "step": part[-1]["step"],
-                "elapsed_s": part[-1].get("elapsed_s"),
-                "loss": sum(each["loss"] for each in part) / len(part),
-            }
-            for part in joined
-        ]
+
+def curve_of(path: Path) -> list[Json]:
+    """Return the course of a training, its steps joined to MAX_CURVE_POINTS points."""
+    log = path.read_text("utf-8").splitlines()
+    steps = [each for line in log if "loss" in (each := json.loads(line))]
+    size = -(-len(steps) // MAX_CURVE_POINTS)
+    joined = [steps[start : start + size] for start in range(0, len(steps), size)]
+    return [
+        {
+            "step": part[-1]["step"],
+            "elapsed_s": part[-1].get("elapsed_s"),
+            "loss": sum(each["loss"] for each in part) / len(part),
+        }
+        for part in joined
+    ]
 
 
-def _slug(row: str) -> str:
+def slug(row: str) -> str:
+    """Return ``row`` as a part of a stage's name."""
     return "-".join(re.findall(r"\w+", row))
 
 

@@ -1,13 +1,16 @@
 """Our loop over ONNX Runtime beside onnxruntime-genai's, on the same folder and threads.
 
-    python benchmarks/onnx_decode.py --model FOLDER --text F \
+    python -m onnxruntime_genai.models.builder -m unused -i CHECKPOINT -o BUILT -c CACHE \
+        -p int4 -e cpu
+    python benchmarks/onnx_decode.py --model FOLDER --built BUILT --text F \
         --out benchmarks/results/onnx_decode.json
 
-FOLDER comes from ``edgekd export --format onnx``, which writes genai_config.json too, so both run
-the very same graph. A prompt of 64 tokens, then 64 greedy tokens timed, in turns; the ratio is that
-of neighbouring turns. Where a model's memory happens to lie makes it some percent faster or slower
-for as long as it is open, so several processes open the models anew, in changing order. "edgekd
-batch" is the engine of the server, with one text.
+FOLDER comes from ``edgekd export --format onnx --quant q4_0 --head q4_0``, which writes
+genai_config.json too, so both run the very same graph; with BUILT, genai also runs what its own
+builder makes of the same checkpoint in as many bits. A prompt of 64 tokens, then 64 greedy tokens
+timed, in turns; the ratio is that of neighbouring turns. Where a model's memory happens to lie
+makes it some percent faster or slower for as long as it is open, so several processes open the
+models anew, in changing order. "edgekd batch" is the engine of the server, with one text.
 """
 
 import argparse
@@ -30,6 +33,7 @@ from decoding import (
 from record import record
 
 GENAI, ENGINE, BATCH = "onnxruntime-genai", "edgekd", "edgekd batch"
+BUILT = "onnxruntime-genai, its builder's file"
 N_PROMPT, N_ROUNDS = 64, 4
 
 
@@ -52,14 +56,21 @@ def batch_turn(folder: Path, ids: Sequence[int], threads: int) -> Callable[[], f
     return turn
 
 
-def measure(folder: Path, text: str, threads: int, number: int) -> dict[str, list[float]]:
+def measure(
+    folder: Path, built: Path | None, text: str, threads: int, number: int
+) -> dict[str, list[float]]:
     """Return each engine's tokens per second in every round of this process."""
     from edgekd.runtime.tokenizer import FileTokenizer
 
     ids = FileTokenizer(folder).encode(text[: 20 * N_PROMPT])[:N_PROMPT]
-    makers = {GENAI: genai_turn, ENGINE: edgekd_turn, BATCH: batch_turn}
-    order = in_turn(list(makers), number)
-    turns = {name: makers[name](folder, ids, threads) for name in order}
+    makers = {
+        GENAI: lambda: genai_turn(folder, ids, threads),
+        ENGINE: lambda: edgekd_turn(folder, ids, threads),
+        BATCH: lambda: batch_turn(folder, ids, threads),
+    }
+    if built:
+        makers[BUILT] = lambda: genai_turn(built, ids, threads)
+    turns = {name: makers[name]() for name in in_turn(list(makers), number)}
     found = measure_decoding({name: turns[name] for name in makers}, GENAI, N_ROUNDS)
     return {name: found[name]["tokens_per_s"]["samples"] for name in makers}
 
@@ -67,6 +78,7 @@ def measure(folder: Path, text: str, threads: int, number: int) -> dict[str, lis
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--built", type=Path, help="of the same checkpoint by genai's builder")
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--processes", type=int, default=12)
@@ -78,20 +90,24 @@ def main() -> None:
     threads = arguments.threads or default_threads()
     if arguments.worker is not None:
         text = arguments.text.read_text("utf-8")
-        print(json.dumps(measure(arguments.model, text, threads, arguments.worker)))
+        number = arguments.worker
+        print(json.dumps(measure(arguments.model, arguments.built, text, threads, number)))
         return
-    speeds: dict[str, list[float]] = {GENAI: [], ENGINE: [], BATCH: []}
+    speeds: dict[str, list[float]] = {}
     for number in range(arguments.processes):
         command = [sys.executable, *sys.argv, "--worker", str(number)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         for name, found in json.loads(done.stdout.splitlines()[-1]).items():
-            speeds[name] += found
+            speeds.setdefault(name, []).extend(found)
     result = {
         "model": arguments.model.name,
         "threads": threads,
         "processes": arguments.processes,
         "decoding": compared(speeds, GENAI),
     }
+    if arguments.built:
+        own = {name: speeds[name] for name in (BUILT, ENGINE)}
+        result["decoding_each_its_own_file"] = compared(own, BUILT)
     record(result, arguments.out, peers=["onnxruntime-genai"])
 
 

@@ -189,6 +189,9 @@ def onnx_decoding(found: Json) -> Iterator[Compared]:
     for arm in ("edgekd", "edgekd batch"):
         what = "tokens/s" + (" of the server's engine" if arm == "edgekd batch" else "")
         yield _speeds(what, peer, rows[arm], rows[peer])
+    own = found.get("decoding_each_its_own_file", {})
+    for built in own.keys() - {"edgekd"}:
+        yield _speeds("tokens/s, each its own file", built, own["edgekd"], own[built])
 
 
 def measuring(found: Json) -> Iterator[Compared]:

@@ -98,7 +98,7 @@ SECTIONS = [
         "Decode ONNX: onnxruntime-genai",
         "onnx_decode",
         onnx_decoding,
-        "The same folder, the same graph, the same threads.",
+        "The same checkpoint, bits and threads; the same graph, where not said otherwise.",
     ),
     Section(
         "Measure: llama-bench",

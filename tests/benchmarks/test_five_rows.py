@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,6 +156,21 @@ def test_a_budget_that_leaves_no_time_says_so_and_other_settings_need_another_fo
     with start(folder, "short", "--minutes", "5") as process:
         _, said = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 1 and "was begun with another minutes" in said
+
+
+def test_what_a_run_that_was_cut_off_had_measured(
+    folder: Path, result: dict[str, Any], tmp_path: Path
+) -> None:
+    work = shutil.copytree(folder / "work", tmp_path / "work")
+    (work / "where.json").write_text('{"machine": "lent"}')
+    (work / "stages" / "quality-student-quantized-text.json").unlink()
+    command = [sys.executable, str(ROOT / "benchmarks" / "so_far.py"), str(work)]
+    found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert found["machine"] == "lent" and found["not_measured"] == ["student quantized"]
+    figures = ("row", "file_bytes", "kl_nats", "perplexity", "top1_agreement", "tasks")
+    whole = [[row[name] for name in figures] for row in result["rows"]]
+    assert [[row[name] for name in figures] for row in found["rows"]] == [*whole[:2], *whole[3:]]
+    assert found["curves"] == result["curves"]
 
 
 def write(result: Path, page: Path, *more: str) -> "subprocess.CompletedProcess[str]":
