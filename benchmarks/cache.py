@@ -32,7 +32,8 @@ def noise(teacher: str, student: str, text: str) -> dict[str, Any]:
     from edgekd.distill.cache_codec import decode, encode
     from edgekd.distill.cache_format import Identity
     from edgekd.distill.cached_teacher import CachedTarget
-    from edgekd.distill.losses import LossOptions, OnlineTarget, distillation_loss
+    from edgekd.distill.loss_options import LossOptions
+    from edgekd.distill.losses import OnlineTarget, distillation_loss
     from edgekd.runtime.tokenizer import FileTokenizer
     from edgekd.runtime.torch_engine import load_causal_lm
 

@@ -63,7 +63,7 @@ def run_ours(arm: str, teacher: Path, student: Path, text: Path, folder: str) ->
     from transformers import TrainingArguments
 
     from edgekd.distill.data import Document
-    from edgekd.distill.losses import LossOptions
+    from edgekd.distill.loss_options import LossOptions
     from edgekd.distill.model import DistillModel, OnlineTeacher, compile_layers
     from edgekd.distill.packing import pack
     from edgekd.distill.trainer import DistillTrainer, collate

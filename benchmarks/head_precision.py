@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from record import record
 
-from edgekd.distill.losses import LossOptions, OnlineTarget, distillation_loss
+from edgekd.distill.loss_options import LossOptions
+from edgekd.distill.losses import OnlineTarget, distillation_loss
 from edgekd.runtime.tokenizer import FileTokenizer
 from edgekd.runtime.torch_engine import load_causal_lm
 

@@ -48,7 +48,8 @@ def make_step(kind: str, inputs: dict[str, Any]) -> Step:
     def ours() -> None:
         import torch
 
-        from edgekd.distill.losses import LossOptions, OnlineTarget, distillation_loss
+        from edgekd.distill.loss_options import LossOptions
+        from edgekd.distill.losses import OnlineTarget, distillation_loss
 
         options = LossOptions(compiled=kind.endswith("compiled"))
         target = OnlineTarget(teacher_hidden, teacher_head)

@@ -26,7 +26,7 @@ from edgekd.distill.load_models import (
     load_teacher,
     what_to_compile,
 )
-from edgekd.distill.losses import LossOptions
+from edgekd.distill.loss_options import LossOptions
 from edgekd.distill.model import (
     DistillModel,
     HiddenMatching,

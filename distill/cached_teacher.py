@@ -8,7 +8,8 @@ import torch
 from edgekd.distill.cache_codec import Sparse, decode
 from edgekd.distill.cache_format import LogitCache, Records, sample_key
 from edgekd.distill.data import Document
-from edgekd.distill.losses import Entries, LossOptions, Measure, Measured, Target
+from edgekd.distill.loss_options import LossOptions
+from edgekd.distill.losses import Entries, Measure, Measured, Target
 from edgekd.distill.model import Batch
 from edgekd.distill.packing import Row
 from edgekd.distill.recipe import Recipe

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from edgekd.distill.data import Document
-from edgekd.distill.losses import LossOptions, Measure, Measured, Target
+from edgekd.distill.loss_options import LossOptions
+from edgekd.distill.losses import Measure, Measured, Target
 from edgekd.distill.model import Batch, OnlineTeacher
 from edgekd.distill.packing import Row, pack
 from edgekd.distill.trainer import collate

@@ -12,8 +12,8 @@ from torch import nn
 
 from edgekd.distill.int8_activations import round_activations
 from edgekd.distill.learned_scales import LearnedScales
+from edgekd.distill.loss_options import LossOptions
 from edgekd.distill.losses import (
-    LossOptions,
     LossParts,
     OnlineTarget,
     Target,

@@ -15,7 +15,8 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 
 from edgekd.distill.data import read_documents
-from edgekd.distill.losses import LossOptions, LossParts
+from edgekd.distill.loss_options import LossOptions
+from edgekd.distill.losses import LossParts
 from edgekd.distill.model import DistillModel, OnlineTeacher
 from edgekd.distill.packing import cut, pack
 from edgekd.distill.trainer import collate

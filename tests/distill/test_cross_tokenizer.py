@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from edgekd.distill.cross_tokenizer import align, measure_ranks
 from edgekd.distill.data import Document
 from edgekd.distill.distill import distill
-from edgekd.distill.losses import LossOptions
+from edgekd.distill.loss_options import LossOptions
 from edgekd.distill.recipe import Job, Recipe
 from edgekd.runtime.tokenizer import FileTokenizer
 from tests.conftest import TEXTS, make_tokenizer, save_tiny_model, save_tokenizer

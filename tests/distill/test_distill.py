@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from edgekd.distill.data import read_documents
 from edgekd.distill.distill import distill
 from edgekd.distill.load_models import load_student
-from edgekd.distill.losses import LossOptions
+from edgekd.distill.loss_options import LossOptions
 from edgekd.distill.model import DistillModel, HiddenMatching, OnlineTeacher
 from edgekd.distill.packing import pack
 from edgekd.distill.recipe import Job, Recipe

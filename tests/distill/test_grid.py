@@ -23,7 +23,7 @@ from edgekd.distill.distill import distill
 from edgekd.distill.grid import GridCallback
 from edgekd.distill.int8_activations import quantize_activations, round_activations, round_inputs
 from edgekd.distill.learned_scales import LearnedScales, scale_gradient
-from edgekd.distill.losses import LossOptions
+from edgekd.distill.loss_options import LossOptions
 from edgekd.distill.model import DistillModel, backbone_inputs
 from edgekd.distill.packing import cut, pack
 from edgekd.distill.recipe import Job, Recipe

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from edgekd.distill.divergences import DIVERGENCES
 from edgekd.distill.heads import HeadShape, head_shape
-from edgekd.distill.losses import LossOptions, OnlineTarget, distillation_loss, held_out_figures
+from edgekd.distill.loss_options import LossOptions
+from edgekd.distill.losses import OnlineTarget, distillation_loss, held_out_figures
 from edgekd.distill.recipe import DivergenceName
 from edgekd.errors import RecipeError
 
