@@ -4,7 +4,8 @@ The same file is measured as two models that take turns. In half of the tries th
 process really works more: it computes 8 % of all tokens a second time. Every try is a run of its
 own, written to files and compared by the command's function at ``--max-regress 5%``.
 
-    python benchmarks/bench_compare_power.py model.gguf --tries 20 -r 10
+    python benchmarks/bench_compare_power.py M.gguf --tries 20 \
+        --out benchmarks/results/bench_compare_power.json
 
 Exits with 1 unless at least 19 of 20 slowdowns are called a regression, and at most 1 of 20
 unchanged models. Not measured: slowdowns of memory, of loading, and of other sizes.
@@ -64,9 +65,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("model", type=Path)
     parser.add_argument("--tries", type=int, default=20)
     parser.add_argument("--slowdown", type=float, default=0.08)
-    parser.add_argument("-p", "--prompt-tokens", type=int, default=256)
+    parser.add_argument("-p", "--prompt-tokens", type=int, default=128)
     parser.add_argument("-n", "--decode-tokens", type=int, default=64)
-    parser.add_argument("-r", "--repetitions", type=int, default=10)
+    parser.add_argument("-r", "--repetitions", type=int, default=40)
     parser.add_argument("-t", "--threads", type=int)
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
