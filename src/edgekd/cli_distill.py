@@ -138,9 +138,10 @@ def cache(
         settings,
         tokenizer_of=tokenizer,
         revision=revision,
-        progress=make_progress(quiet),
+        progress=make_progress(quiet or not is_first_rank()),
     )
-    print_result(report, as_json, _cache_summary(report))
+    if is_first_rank():
+        print_result(report, as_json, _cache_summary(report))
 
 
 @cache_app.command("inspect")
