@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
+from edgekd.cli import app
 from edgekd.distill.config_only import open_config
 from edgekd.distill.distill import plan
 from edgekd.distill.machines import Machine, named_machine, this_machine
@@ -144,6 +146,20 @@ def test_a_config_alone_is_planned_as_the_model_it_describes(
     n_tokens = tiny.config["vocab_size"]
     expected = plan_run(RECIPE, tiny, tiny, n_tokens, named_machine("4xL4-24GB"))
     assert plan(job, gpus="4xL4-24GB") == expected
+
+
+def test_several_nodes_are_planned_and_priced_on_the_command_line(tiny: Checkpoint) -> None:
+    command = ["distill", "--teacher", str(tiny.folder), "--student", str(tiny.folder)]
+    command += ["--data", "unread.txt", "--plan", "--gpus", "2x4xL4-24GB", "--precision", "bf16"]
+    command += ["--network-gbit", "10", "--gpu-hour-price", "3"]
+    said = CliRunner().invoke(app, command)
+    assert said.exit_code == 0, said.output
+    assert "8 GPUs share" in said.output and "they cost" in said.output
+    found = json.loads(CliRunner().invoke(app, [*command, "--json"]).output.splitlines()[-1])
+    assert found["n_gpus"] == 8 and found["cost"] == pytest.approx(3 * found["gpu_hours"])
+    moved = 3 * 4 * tiny.n_parameters
+    assert found["network_node_bytes_per_step"] == moved / 2
+    assert found["network_s_per_step"] == pytest.approx(moved / 2 / 1.25e9)
 
 
 def test_a_config_of_no_known_model_is_refused(tmp_path: Path) -> None:
