@@ -8,6 +8,7 @@ on at the first one that is missing, and ends with the same bytes as one that wa
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from edgekd.runtime.chat_template import read_chat_template
 from edgekd.runtime.tokenizer import FileTokenizer
 
 _SHARD_TOKENS = 65_536
+_LONGEST_WAIT = timedelta(days=7)  # for ranks that began later or had more to do
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,12 +175,17 @@ def _capture_shards(
         if lost := [number for number, entry in enumerate(found) if entry is None]:
             raise DataError(f"shards {lost} of {out} are missing; run edgekd cache again")
         write_index(out, identity, [entry for entry in found if entry])
+    if n_ranks > 1:
+        _wait_for_all_ranks()  # or the others would look for the index before it is there
 
 
 def _wait_for_all_ranks() -> None:
-    from accelerate import PartialState
+    """Return once every rank is here; only through the network, so that no GPU is needed."""
+    import torch.distributed as dist
 
-    PartialState().wait_for_everyone()
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=_LONGEST_WAIT)
+    dist.barrier()
 
 
 def _identity(

@@ -1,6 +1,7 @@
 """Where captured distributions come from: an engine on this machine, or an endpoint elsewhere."""
 
 import hashlib
+import os
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -63,7 +64,7 @@ def open_source(
         file = path if kind is ModelKind.GGUF else path / "model.onnx"
         return EngineSource(engine, path.name, str(kind), sha256_of(file), revision, "as stored")
     dtype = backbone_dtype("auto")
-    model = load_causal_lm(path, dtype).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_causal_lm(path, dtype).to(_place())
     return EngineSource(
         TorchEngine(model, context_tokens),
         path.name,
@@ -72,6 +73,13 @@ def open_source(
         revision,
         str(dtype).removeprefix("torch."),
     )
+
+
+def _place() -> str:
+    """Return this rank's GPU, so that the ranks of a node do not share the first one."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
 
 
 class EngineSource:

@@ -18,16 +18,11 @@ from transformers import (
 from edgekd.distill.assemble import TeacherSource, Text, make_model, make_trainer, make_writer
 from edgekd.distill.cache_format import LogitCache
 from edgekd.distill.cached_teacher import check_recipe, check_vocabulary
+from edgekd.distill.config_only import as_planned, is_config_only
 from edgekd.distill.data import Document, read_documents
+from edgekd.distill.machines import Machine, named_machine, this_machine
 from edgekd.distill.packing import cut, pack
-from edgekd.distill.preflight import (
-    Machine,
-    Plan,
-    check_fits,
-    named_machine,
-    plan_run,
-    this_machine,
-)
+from edgekd.distill.preflight import Plan, check_fits, plan_run
 from edgekd.distill.recipe import Job, Recipe
 from edgekd.distill.save import Lineage, save_student
 from edgekd.distill.trainer import (
@@ -113,21 +108,29 @@ def plan(
     job: Job,
     *,
     gpus: str | None = None,
+    network_gbit: float | None = None,
     revision: str | None = None,
     student_revision: str | None = None,
 ) -> Plan:
     """Return what ``job`` needs, here or on the machine called ``gpus``; nothing is trained.
 
+    A folder with ``config.json`` and no weights stands for the model that it describes. Tokens are
+    not compared then: the shorter vocabulary counts.
+
     Raises:
         ModelError: a model cannot be read.
         RecipeError: the machine is unknown.
     """
-    machine = named_machine(gpus) if gpus else this_machine(with_speed=True)
-    with (
-        as_checkpoint(job.student, student_revision) as student_checkpoint,
-        _open_teacher(job, student_checkpoint, revision) as teacher_source,
-    ):
-        return _plan(job, student_checkpoint, teacher_source, machine)
+    machine = named_machine(gpus, network_gbit) if gpus else this_machine(with_speed=True)
+    with as_planned(job.student, student_revision) as student_checkpoint:
+        if job.teacher and any(map(is_config_only, (job.student, job.teacher))):
+            with as_planned(job.teacher, revision) as teacher:
+                both = (student_checkpoint, teacher)
+                n_common = min(int(checkpoint.config["vocab_size"]) for checkpoint in both)
+                source = TeacherSource(n_common, checkpoint=teacher)
+                return _plan(job, student_checkpoint, source, machine)
+        with _open_teacher(job, student_checkpoint, revision) as teacher_source:
+            return _plan(job, student_checkpoint, teacher_source, machine)
 
 
 def _plan(

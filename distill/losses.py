@@ -337,14 +337,18 @@ def _add_product(
             total[slab] += product
 
 
-def chunk_tokens_of(asked: int | None, *, compiled: bool, hidden_size: int, n_tokens: int) -> int:
-    """Return how many of ``n_tokens`` tokens' logits exist at a time on a CPU.
+def chunk_tokens_of(
+    asked: int | None, *, compiled: bool, hidden_size: int, n_tokens: int, is_gpu: bool
+) -> int:
+    """Return how many of ``n_tokens`` tokens' logits exist at a time.
 
-    Few rows, and the products spend their time on bringing the head in; so a compiled chunk has
-    about half as many rows as the hidden states are wide: its logits take half the head's memory.
+    On a CPU, few rows, and the products spend their time on bringing the head in; so a compiled
+    chunk has about half as many rows as hidden states are wide: half the head's memory.
     """
     if asked:
         return asked
+    if is_gpu:
+        return _GPU_CHUNK_TOKENS
     wanted = max(_PLAIN_CHUNK_TOKENS, hidden_size // 2) if compiled else _PLAIN_CHUNK_TOKENS
     return max(1, math.ceil(n_tokens / max(1, round(n_tokens / wanted))))
 
@@ -356,7 +360,6 @@ def _chunks(hidden_NH: torch.Tensor, options: LossOptions) -> list[slice]:
         compiled=options.compiled,
         hidden_size=hidden_size,
         n_tokens=n_tokens,
+        is_gpu=hidden_NH.is_cuda,
     )
-    if hidden_NH.is_cuda and options.chunk_tokens is None:
-        size = _GPU_CHUNK_TOKENS
     return [slice(start, start + size) for start in range(0, n_tokens, size)]

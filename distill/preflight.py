@@ -2,17 +2,13 @@
 
 Memory is counted, not guessed: weights, gradients and optimizer from the shapes, activations by
 running one decoder layer on tensors without storage and adding up what autograd would keep. Speed
-comes from half a second of matrix products on this machine, times the share of that rate that
-whole steps were measured to reach.
+comes from half a second of matrix products on this machine, or from a data sheet, times the share
+of that rate that whole steps were measured to reach. Several GPUs share the student (FSDP2).
 """
 
-import math
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import psutil
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
@@ -22,13 +18,14 @@ from edgekd.distill.cache import CaptureSettings
 from edgekd.distill.cache_format import largest_record_bytes
 from edgekd.distill.load_models import backbone_dtype, what_to_compile
 from edgekd.distill.losses import chunk_tokens_of
+from edgekd.distill.machines import Machine, rss_bytes
 from edgekd.distill.recipe import Recipe
+from edgekd.distill.sharding import gathered_bytes, traffic_of_step
 from edgekd.errors import RecipeError
 from edgekd.export.checkpoint import Checkpoint
 from edgekd.units import format_bytes
 
 _FLOAT32, _BFLOAT16 = 4, 2
-_PROBE_S = 0.5
 # Of what autograd keeps in eager mode, compiled layers keep this share (activation budget 0.9);
 # of the products' rate, whole steps reach these: benchmarks/results/plan.json.
 _COMPILED_ACTIVATIONS = 0.45
@@ -54,12 +51,28 @@ class Plan:
     teacher_bytes: float
     activations_bytes: float
     loss_bytes: float
+    gathered_bytes: float
+    """Of what several GPUs share, what each of them holds whole for a moment."""
     peak_bytes: float
+    """Of one process; several GPUs share weights, optimizer and gradients."""
     available_bytes: float
+    n_gpus: int
     flop_per_token: float
+    compute_s_per_step: float
+    network_s_per_step: float
+    """At the rates of the data sheets; counted as if nothing were computed meanwhile."""
+    network_gpu_bytes_per_step: float
+    """What each GPU receives."""
+    network_node_bytes_per_step: float
+    """What each node receives from the others."""
     tokens_per_s: float
+    """Of all GPUs together, as are tokens and time of the run."""
+    run_tokens: int
+    run_s: float
     cache_bytes_per_token: int | None
     """What recording the teacher would take at most; None where a cache is used already."""
+    capture_tokens_per_s: float | None
+    """At what rate the teacher alone would be recorded; None where none is run."""
     advice: list[str]
 
     @property
@@ -67,36 +80,14 @@ class Plan:
         """Whether the peak is below what this machine has."""
         return self.peak_bytes <= self.available_bytes
 
+    @property
+    def gpu_hours(self) -> float:
+        """Hours of one GPU that the run takes, capture not counted."""
+        return self.n_gpus * self.run_s / 3600
+
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
-        return {**asdict(self), "fits": self.fits}
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where the run would be."""
-
-    name: str
-    memory_bytes: float
-    bf16_flops: float
-    fp32_flops: float
-    """Rates of large matrix products, in FLOP per second."""
-    n_devices: int = 1
-    is_gpu: bool = False
-
-
-# Dense rates and memory from the makers' data sheets; whole steps reach a part of them.
-_GPUS = {
-    "H200-141GB": (141e9, 989e12, 494e12),
-    "H100-80GB": (80e9, 989e12, 494e12),
-    "A100-80GB": (80e9, 312e12, 156e12),
-    "A100-40GB": (40e9, 312e12, 156e12),
-    "L40S-48GB": (48e9, 362e12, 183e12),
-    "L4-24GB": (24e9, 121e12, 60e12),
-    "RTX4090-24GB": (24e9, 165e12, 83e12),
-    "RTX3090-24GB": (24e9, 71e12, 36e12),
-    "T4-16GB": (16e9, 65e12, 8e12),
-}
+        return {**asdict(self), "fits": self.fits, "gpu_hours": self.gpu_hours}
 
 
 def plan_run(
@@ -126,15 +117,22 @@ def plan_run(
     if recipe.teacher_memory_gb is not None:
         teacher_bytes = min(teacher_bytes, recipe.teacher_memory_gb * 1e9)
     activations = _activations(recipe, student) + casts
-    loss = _loss(recipe, vocab_size, head, n_tokens, has_frozen_head=n_trained < n_student)
+    loss = _loss(recipe, vocab_size, head, n_tokens, n_trained < n_student, machine.is_gpu)
     is_compiled = what_to_compile(recipe) == "full"
-    on_host = _rss_bytes() + (_COMPILER_BYTES if is_compiled else 0)
+    on_host = rss_bytes() + (_COMPILER_BYTES if is_compiled else 0)
     process = _CUDA_BYTES if machine.is_gpu else on_host
-    at_rest = (weights + optimizer) / shards + teacher_bytes
-    held = gradients if recipe.accumulation_steps > 1 else 0
-    in_use = at_rest + max(held + activations + loss, gradients + casts)
+    gathered = 0.0
+    if shards > 1:
+        is_whole = n_trained == n_student
+        gathered = gathered_bytes(student, weights / n_student, with_gradients=is_whole)
+    at_rest = (weights + optimizer) / shards + teacher_bytes + gathered
+    held = gradients if recipe.accumulation_steps > 1 else 0  # whole, until the last pass
+    in_use = at_rest + max(held + activations + loss, gradients / shards + casts)
     peak = process + _ALLOCATOR_SLACK * in_use
-    flop = _flop_per_token(recipe, n_student, n_trained, n_teacher)
+    n_step_tokens = n_tokens * recipe.accumulation_steps * shards
+    compute_s = n_step_tokens / shards * _s_per_token(recipe, machine, student, teacher, vocab_size)
+    traffic = traffic_of_step(machine, weights, gradients, recipe.accumulation_steps)
+    step_s = compute_s + traffic.seconds
     return Plan(
         student_parameters=n_student,
         trained_parameters=n_trained,
@@ -146,11 +144,20 @@ def plan_run(
         teacher_bytes=teacher_bytes,
         activations_bytes=activations,
         loss_bytes=loss,
+        gathered_bytes=gathered,
         peak_bytes=peak,
         available_bytes=machine.memory_bytes,
-        flop_per_token=flop,
-        tokens_per_s=_tokens_per_s(recipe, machine, student, teacher, vocab_size, n_trained),
+        n_gpus=shards,
+        flop_per_token=_flop_per_token(recipe, n_student, n_trained, n_teacher),
+        compute_s_per_step=compute_s,
+        network_s_per_step=traffic.seconds,
+        network_gpu_bytes_per_step=traffic.gpu_bytes,
+        network_node_bytes_per_step=traffic.node_bytes,
+        tokens_per_s=n_step_tokens / step_s,
+        run_tokens=recipe.steps * n_step_tokens,
+        run_s=recipe.steps * step_s,
         cache_bytes_per_token=None if is_cached else _cache_bytes(vocab_size),
+        capture_tokens_per_s=_capture_tokens_per_s(recipe, machine, teacher),
         advice=_advice(recipe, peak, machine, teacher_bytes, activations, optimizer),
     )
 
@@ -172,33 +179,6 @@ def check_fits(plan: Plan, force: bool) -> None:
             f"{format_bytes(int(plan.available_bytes))} are available; "
             f"{'; '.join(plan.advice)}; or give --force"
         )
-
-
-def this_machine(*, with_speed: bool) -> Machine:
-    """Return what this machine has free and, in half a second, how fast it multiplies."""
-    if torch.cuda.is_available():
-        free = torch.cuda.mem_get_info()[0]
-        name, device = torch.cuda.get_device_name(), "cuda"
-    else:
-        free = psutil.virtual_memory().available + _rss_bytes()
-        name, device = "processor", "cpu"
-    rates = [math.nan, math.nan]
-    if with_speed:
-        rates = [_matmul_flops(device, dtype) for dtype in (torch.bfloat16, torch.float32)]
-    return Machine(name, float(free), rates[0], rates[1], is_gpu=device == "cuda")
-
-
-def named_machine(text: str) -> Machine:
-    """Return the machine that ``text``, such as 8xH100-80GB, stands for.
-
-    Raises:
-        RecipeError: the GPU is unknown; those known are listed.
-    """
-    count, _, name = text.rpartition("x") if "x" in text.split("-")[0] else ("1", "", text)
-    if name not in _GPUS or not count.isdigit():
-        raise RecipeError(f"unknown machine {text!r}; known are N x {', '.join(_GPUS)}")
-    memory, bf16, fp32 = _GPUS[name]
-    return Machine(text, memory, bf16, fp32, int(count), is_gpu=True)
 
 
 def _n_trained(recipe: Recipe, student: Checkpoint) -> int:
@@ -266,7 +246,12 @@ def _saved_bytes(student: Checkpoint, recipe: Recipe, n_layers: int) -> float:
 
 
 def _loss(
-    recipe: Recipe, vocab_size: int, head: int, n_tokens: int, *, has_frozen_head: bool
+    recipe: Recipe,
+    vocab_size: int,
+    head: int,
+    n_tokens: int,
+    has_frozen_head: bool,
+    is_gpu: bool,
 ) -> float:
     is_compiled = what_to_compile(recipe) != "none"
     chunk = chunk_tokens_of(
@@ -274,6 +259,7 @@ def _loss(
         compiled=is_compiled,
         hidden_size=head // vocab_size,
         n_tokens=n_tokens,
+        is_gpu=is_gpu,
     )
     logits = min(n_tokens, chunk) * vocab_size * _FLOAT32
     is_low = recipe.head_precision != "fp32"
@@ -290,25 +276,34 @@ def _flop_per_token(recipe: Recipe, n_student: int, n_trained: int, n_teacher: i
     return (2 + backward + again) * n_student + 2 * n_teacher
 
 
-def _tokens_per_s(
+def _s_per_token(
     recipe: Recipe,
     machine: Machine,
     student: Checkpoint,
     teacher: Checkpoint | None,
     vocab_size: int,
-    n_trained: int,
 ) -> float:
+    """Return the seconds that one device computes for a token."""
+    n_student, n_trained = student.n_parameters, _n_trained(recipe, student)
     head = vocab_size * int(student.config["hidden_size"])
     teacher_head = vocab_size * int(teacher.config["hidden_size"]) if teacher else 0
     n_teacher = teacher.n_parameters if teacher else 0
-    body = _flop_per_token(
-        recipe, student.n_parameters - head, n_trained - head, n_teacher - teacher_head
-    )
-    heads = (4 if n_trained < student.n_parameters else 6) * head + 2 * teacher_head
+    body = _flop_per_token(recipe, n_student - head, n_trained - head, n_teacher - teacher_head)
+    heads = (4 if n_trained < n_student else 6) * head + 2 * teacher_head
     body_rate = machine.bf16_flops if _is_bf16(recipe) else machine.fp32_flops
     head_rate = machine.fp32_flops if recipe.head_precision == "fp32" else machine.bf16_flops
     share = _EFFICIENCY[what_to_compile(recipe)]
-    return machine.n_devices * share / (body / body_rate + heads / head_rate)
+    return (body / body_rate + heads / head_rate) / share
+
+
+def _capture_tokens_per_s(
+    recipe: Recipe, machine: Machine, teacher: Checkpoint | None
+) -> float | None:
+    """Return how fast the teacher's forward passes would be, spread over the whole machine."""
+    if teacher is None:
+        return None
+    rate = machine.bf16_flops if _is_bf16(recipe) else machine.fp32_flops
+    return machine.n_devices * _EFFICIENCY["none"] * rate / (2 * teacher.n_parameters)
 
 
 def _advice(
@@ -336,21 +331,3 @@ def _advice(
         return []
     useful = sorted((saving for saving in savings if saving[0] > 0), reverse=True)
     return [f"{name} saves about {format_bytes(int(size))}" for size, name in useful]
-
-
-def _rss_bytes() -> int:
-    return int(psutil.Process().memory_info().rss)
-
-
-def _matmul_flops(device: str, dtype: torch.dtype) -> float:
-    """Return the rate of a product of a usual shape, the best within the probe's time."""
-    left = torch.randn(1024, 1024, device=device, dtype=dtype)
-    right = torch.randn(1024, 4096, device=device, dtype=dtype)
-    wait: Callable[[], None] = torch.cuda.synchronize if device == "cuda" else lambda: None
-    best_s, end_s = math.inf, time.monotonic() + _PROBE_S / 2
-    while time.monotonic() < end_s:
-        start_s = time.perf_counter()
-        left @ right
-        wait()
-        best_s = min(best_s, time.perf_counter() - start_s)
-    return 2 * 1024 * 1024 * 4096 / best_s

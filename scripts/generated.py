@@ -1,9 +1,11 @@
 """Pages of the documentation that scripts write, whole or between marks."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 SCRIPT = Path(sys.argv[0]).name
+Rows = Sequence[tuple[str, ...]]
 
 
 def put(page: str, name: str, made: str) -> str:
@@ -21,3 +23,9 @@ def write_or_check(target: Path, page: str) -> None:
         target.write_text(page, "utf-8")
     elif not target.is_file() or target.read_text("utf-8") != page:
         sys.exit(f"{target.name} is stale; run: python scripts/{SCRIPT}")
+
+
+def table(head: tuple[str, ...], rows: Rows) -> str:
+    """Return ``rows`` in Markdown."""
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"

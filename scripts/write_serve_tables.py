@@ -1,11 +1,10 @@
 """Write the tables of docs/serve.md from code and results; ``--check`` fails if they are stale."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from generated import put, write_or_check
+from generated import Rows, put, table, write_or_check
 
 from edgekd.runtime import grammar_limits, http_guard, http_timeouts, pace, rendering, server
 from edgekd.runtime.api_errors import RETRY_AFTER_S
@@ -21,7 +20,6 @@ TARGET = ROOT / "docs" / "serve.md"
 FAULTS = ROOT / "benchmarks" / "results" / "serve_faults.json"
 SPEED = ROOT / "benchmarks" / "results" / "serve.json"
 KIB, MIB = 1024, 1024**2
-Rows = Sequence[tuple[str, ...]]
 
 
 def limits() -> Rows:
@@ -137,12 +135,6 @@ def stalls() -> Rows:
         )
         for name, each in found["itl_beside_a_prompt"].items()
     ]
-
-
-def table(head: tuple[str, ...], rows: Rows) -> str:
-    """Return ``rows`` in Markdown."""
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
 TABLES = {

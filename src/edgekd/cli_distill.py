@@ -138,9 +138,10 @@ def cache(
         settings,
         tokenizer_of=tokenizer,
         revision=revision,
-        progress=make_progress(quiet),
+        progress=make_progress(quiet or not is_first_rank()),
     )
-    print_result(report, as_json, _cache_summary(report))
+    if is_first_rank():
+        print_result(report, as_json, _cache_summary(report))
 
 
 @cache_app.command("inspect")
@@ -180,7 +181,15 @@ def distill(
         bool, typer.Option("--plan", help="Say what the run needs, and train nothing.")
     ] = False,
     gpus: Annotated[
-        str | None, typer.Option(help="Plan for another machine, such as 8xH100-80GB.")
+        str | None,
+        typer.Option(help="Plan for 8xH100-80GB, say, or for 8x8xH100-80GB: nodes x GPUs."),
+    ] = None,
+    network_gbit: Annotated[
+        float | None,
+        typer.Option(help="Gbit/s that each of these nodes receives; by default 400 a GPU."),
+    ] = None,
+    gpu_hour_price: Annotated[
+        float | None, typer.Option(help="What an hour of one GPU costs you; adds the run's cost.")
     ] = None,
     push_to: Annotated[
         str | None, typer.Option(help="Upload to this model on the hub, private if new.")
@@ -208,8 +217,16 @@ def distill(
     from edgekd.distill.distill import plan
 
     if only_plan or gpus:
-        found = plan(job, gpus=gpus, revision=revision, student_revision=student_revision)
-        print_result(found.as_dict(), as_json, _plan_summary(found))
+        found = plan(
+            job,
+            gpus=gpus,
+            network_gbit=network_gbit,
+            revision=revision,
+            student_revision=student_revision,
+        )
+        cost = None if gpu_hour_price is None else found.gpu_hours * gpu_hour_price
+        document = found.as_dict() | ({} if cost is None else {"cost": cost})
+        print_result(document, as_json, _plan_summary(found, cost))
         return
     if out is None:
         raise typer.BadParameter("give --out")
@@ -277,8 +294,8 @@ def _teacher(name: str, model: str | None, api_key_file: Path | None) -> "str | 
     return Endpoint(name, model or "default", read_key(api_key_file) if api_key_file else None)
 
 
-def _plan_summary(plan: "Plan") -> str:
-    from edgekd.units import format_bytes
+def _plan_summary(plan: "Plan", cost: float | None) -> str:
+    from edgekd.units import format_bytes, format_duration
 
     rows = {
         "process": plan.process_bytes,
@@ -288,6 +305,7 @@ def _plan_summary(plan: "Plan") -> str:
         "teacher": plan.teacher_bytes,
         "activations": plan.activations_bytes,
         "loss": plan.loss_bytes,
+        **({"gathered": plan.gathered_bytes} if plan.n_gpus > 1 else {}),
         "peak": plan.peak_bytes,
         "available": plan.available_bytes,
     }
@@ -304,8 +322,25 @@ def _plan_summary(plan: "Plan") -> str:
             ),
             f"about {plan.tokens_per_s:,.0f} tokens/s at {plan.flop_per_token / 1e9:.2f} GFLOP "
             f"a token; estimated, {verdict}",
+            *_network_summary(plan),
+            f"{plan.run_tokens:,} tokens take about {format_duration(plan.run_s)}, "
+            f"{plan.gpu_hours:,.1f} hours of one GPU"
+            + (f"; they cost {cost:,.2f}" if cost else ""),
         ]
     )
+
+
+def _network_summary(plan: "Plan") -> list[str]:
+    from edgekd.units import format_bytes
+
+    if plan.n_gpus == 1:
+        return []
+    share = plan.network_s_per_step / (plan.network_s_per_step + plan.compute_s_per_step)
+    return [
+        f"  {plan.n_gpus} GPUs share weights, optimizer and gradients; a step brings each "
+        f"{format_bytes(plan.network_gpu_bytes_per_step)}, each node "
+        f"{format_bytes(plan.network_node_bytes_per_step)} from others: {share:.0%} of its time"
+    ]
 
 
 def _cache_summary(report: dict[str, Any]) -> str:

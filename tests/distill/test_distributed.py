@@ -1,4 +1,4 @@
-"""The same run on one process, on two, and cut into micro-batches and chunks in any way."""
+"""The same run on one process, on several, and cut into micro-batches and chunks in any way."""
 
 import json
 import os
@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from edgekd.distill.cache import capture
 from edgekd.distill.distill import distill
 from edgekd.distill.recipe import Job, Recipe
 from tests.conftest import TEXTS, save_tiny_model
+from tests.distill.capture_worker import SETTINGS
 
 STEPS = 6
 
@@ -69,29 +71,46 @@ def test_how_a_step_is_cut_changes_nothing(
     assert _run(folder, tiny_folder, _recipe(**changes), name) == pytest.approx(plain, rel=1e-3)
 
 
-def test_two_processes_train_as_one(plain: list[float], folder: Path, tiny_folder: Path) -> None:
-    out = folder / "two"
+@pytest.mark.parametrize("n_processes", [2, 4])
+def test_several_processes_train_as_one(
+    n_processes: int, plain: list[float], folder: Path, tiny_folder: Path
+) -> None:
+    out = folder / f"of-{n_processes}"
     arguments = ["--teacher", str(tiny_folder), "--student", str(folder / "student")]
     arguments += ["--data", str(folder / "text.txt"), "--out", str(out), "--steps", str(STEPS)]
     arguments += ["--row-tokens", "32", "--learning-rate", "1e-3", "--precision", "fp32"]
-    found = _torchrun("-m", "edgekd", "distill", *arguments, "--rows-per-step", "4", "--json")
+    arguments += ["--rows-per-step", str(8 // n_processes), "--json"]
+    found = _torchrun("-m", "edgekd", "distill", *arguments, n_processes=n_processes)
     assert json.loads(found.stdout.splitlines()[-1])["steps"] == STEPS
-    assert found.stdout.count("fastest_step_s") == 1  # one of the two speaks
+    assert found.stdout.count("fastest_step_s") == 1  # one of them speaks
     assert _losses(out) == pytest.approx(plain, rel=1e-3)
 
 
 def test_sharded_weights_train_as_whole_ones(folder: Path, tiny_folder: Path) -> None:
     worker = Path(__file__).with_name("sharded_worker.py")
     arguments = [str(tiny_folder), str(folder / "student"), str(folder / "text.txt")]
-    whole, sharded = (
+    whole, two, four = (
         json.loads(_torchrun(str(worker), *arguments, n_processes=n).stdout.splitlines()[-1])
-        for n in (1, 2)
+        for n in (1, 2, 4)
     )
     assert len(whole) == STEPS and whole[-1] < whole[0]
-    assert sharded == pytest.approx(whole, rel=1e-3)
+    assert two == pytest.approx(whole, rel=1e-3)
+    assert four == pytest.approx(whole, rel=1e-3)
 
 
-def _torchrun(*arguments: str, n_processes: int = 2) -> subprocess.CompletedProcess[str]:
+def test_ranks_share_a_capture_and_end_with_the_bytes_of_one(
+    folder: Path, tiny_folder: Path
+) -> None:
+    text, one, shared = (folder / name for name in ("text.txt", "one-cache", "shared-cache"))
+    capture(str(tiny_folder), [str(text)], one, SETTINGS)
+    worker = Path(__file__).with_name("capture_worker.py")
+    _torchrun(str(worker), str(tiny_folder), str(text), str(shared), n_processes=2)
+    files = {path.name: path.read_bytes() for path in one.iterdir()}
+    assert len(files) > 4  # several shards, or there is nothing to share
+    assert {path.name: path.read_bytes() for path in shared.iterdir()} == files
+
+
+def _torchrun(*arguments: str, n_processes: int) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(n_processes), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -5,17 +6,16 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
-from edgekd.distill.preflight import (
-    Machine,
-    check_fits,
-    named_machine,
-    plan_run,
-    saved_bytes_per_layer,
-    this_machine,
-)
-from edgekd.distill.recipe import Recipe
-from edgekd.errors import RecipeError
+from edgekd.cli import app
+from edgekd.distill.config_only import open_config
+from edgekd.distill.distill import plan
+from edgekd.distill.machines import Machine, named_machine, this_machine
+from edgekd.distill.preflight import check_fits, plan_run, saved_bytes_per_layer
+from edgekd.distill.recipe import Job, Recipe
+from edgekd.distill.sharding import gathered_bytes, traffic_of_step
+from edgekd.errors import ModelError, RecipeError
 from edgekd.export.checkpoint import Checkpoint, open_checkpoint
 from tests.conftest import save_tiny_model
 
@@ -77,6 +77,14 @@ def test_machines_that_are_not_here_are_known_by_name() -> None:
     machine = named_machine("8xH100-80GB")
     assert (machine.n_devices, machine.memory_bytes) == (8, 80e9)
     assert named_machine("T4-16GB").n_devices == 1
+    nodes = named_machine("2x8xH100-80GB")
+    assert (nodes.n_nodes, nodes.n_devices, nodes.node_bytes_per_s) == (2, 16, 400e9)
+    assert named_machine("2x8xH100-80GB", network_gbit=100).node_bytes_per_s == 12.5e9
+    with pytest.raises(RecipeError, match="carries nothing"):
+        named_machine("2x8xH100-80GB", network_gbit=0)
+    for text in ("0xT4-16GB", "2x3x4xT4-16GB", "xT4-16GB", ""):
+        with pytest.raises(RecipeError, match="unknown machine"):
+            named_machine(text)
     with pytest.raises(RecipeError, match="known are N x H200-141GB"):
         named_machine("2xABACUS")
 
@@ -84,3 +92,84 @@ def test_machines_that_are_not_here_are_known_by_name() -> None:
 def test_this_machine_has_memory_and_a_rate() -> None:
     machine = this_machine(with_speed=True)
     assert machine.memory_bytes > 1e9 and machine.fp32_flops > 1e9
+
+
+def test_gpus_share_a_student_and_each_gathers_a_part_of_it(tiny: Checkpoint) -> None:
+    def planned(**changes: object) -> dict[str, float]:
+        machine = replace(MACHINE, is_gpu=True, link_bytes_per_s=1e9, **changes)  # type: ignore[arg-type]
+        return plan_run(RECIPE, tiny, tiny, 400, machine).as_dict()
+
+    one, four = planned(), planned(n_devices=4)
+    n_bytes = 4 * tiny.n_parameters
+    assert one["gathered_bytes"] == one["network_s_per_step"] == 0
+    saved = one["peak_bytes"] - four["peak_bytes"]
+    at_rest = 3 * n_bytes * 3 / 4  # weights and two moments, three quarters of them elsewhere
+    assert saved == pytest.approx(1.05 * (at_rest - four["gathered_bytes"]), rel=1e-6)
+    assert four["network_gpu_bytes_per_step"] == 3 * n_bytes * 3 / 4
+    assert four["run_tokens"] == 4 * one["run_tokens"]
+    assert one["tokens_per_s"] < four["tokens_per_s"] < 4 * one["tokens_per_s"]
+    step_s = four["compute_s_per_step"] + four["network_s_per_step"]
+    assert four["run_s"] == pytest.approx(RECIPE.steps * step_s)
+    assert four["gpu_hours"] == pytest.approx(4 * four["run_s"] / 3600)
+
+
+def test_what_is_gathered_is_two_layers_and_what_lies_outside(tiny: Checkpoint) -> None:
+    layer = sum(
+        torch.Size(tiny.shape(name)).numel()
+        for name in tiny.shard_of
+        if name.startswith("model.layers.0.")
+    )
+    outside = tiny.n_parameters - tiny.n_layers * layer
+    assert gathered_bytes(tiny, 4, with_gradients=False) == 4 * (outside + 2 * layer)
+    assert gathered_bytes(tiny, 4, with_gradients=True) == 8 * (outside + 2 * layer)
+
+
+def test_the_slower_of_links_and_network_decides() -> None:
+    machine = named_machine("2x8xH100-80GB", network_gbit=8)
+    traffic = traffic_of_step(machine, weights_bytes=32e9, gradients_bytes=32e9, n_passes=2)
+    moved = 2 * 2 * 32e9 + 32e9
+    assert (traffic.gpu_bytes, traffic.node_bytes) == (moved * 15 / 16, moved / 2)
+    assert traffic.seconds == moved / 2 / 1e9
+    fast = replace(machine, node_bytes_per_s=1e15)
+    assert traffic_of_step(fast, 32e9, 32e9, 2).seconds == moved * 15 / 16 / 450e9
+
+
+def test_a_config_alone_is_planned_as_the_model_it_describes(
+    tiny: Checkpoint, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text((tiny.folder / "config.json").read_text())
+    shapes = open_config(tmp_path)
+    assert {name: shapes.shape(name) for name in shapes.shard_of} == {
+        name: tiny.shape(name) for name in tiny.shard_of
+    }
+    job = Job(teacher=str(tiny.folder), student=str(tmp_path), data=[], recipe=RECIPE)
+    n_tokens = tiny.config["vocab_size"]
+    expected = plan_run(RECIPE, tiny, tiny, n_tokens, named_machine("4xL4-24GB"))
+    assert plan(job, gpus="4xL4-24GB") == expected
+
+
+def test_several_nodes_are_planned_and_priced_on_the_command_line(tiny: Checkpoint) -> None:
+    command = ["distill", "--teacher", str(tiny.folder), "--student", str(tiny.folder)]
+    command += ["--data", "unread.txt", "--plan", "--gpus", "2x4xL4-24GB", "--precision", "bf16"]
+    command += ["--network-gbit", "10", "--gpu-hour-price", "3"]
+    said = CliRunner().invoke(app, command)
+    assert said.exit_code == 0, said.output
+    assert "8 GPUs share" in said.output and "they cost" in said.output
+    found = json.loads(CliRunner().invoke(app, [*command, "--json"]).output.splitlines()[-1])
+    assert found["n_gpus"] == 8 and found["cost"] == pytest.approx(3 * found["gpu_hours"])
+    moved = 3 * 4 * tiny.n_parameters
+    assert found["network_node_bytes_per_step"] == moved / 2
+    assert found["network_s_per_step"] == pytest.approx(moved / 2 / 1.25e9)
+
+
+def test_a_config_of_no_known_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "abacus"}))
+    with pytest.raises(ModelError, match="no model can be built from"):
+        open_config(tmp_path)
+
+
+def test_recording_runs_the_teacher_alone(tiny: Checkpoint) -> None:
+    machine = replace(MACHINE, n_devices=3)
+    found = plan_run(RECIPE, tiny, tiny, 400, machine).capture_tokens_per_s
+    assert found == pytest.approx(3 * 0.5 * 2e11 / (2 * tiny.n_parameters))
+    assert plan_run(RECIPE, tiny, None, 400, machine).capture_tokens_per_s is None
