@@ -5,6 +5,7 @@ GroupQueryAttention writes new keys and values in place and nothing is copied pe
 providers get a cache that is copied.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,8 @@ class OnnxEngine:
             RecipeError: the execution provider is not known or not installed.
             EngineError: it cannot be used, or leaves to the CPU what ``require_npu`` forbids.
         """
+        import numpy as np
+
         config = read_json(folder / "config.json")
         chosen = choose(provider)
         self.name = engine_name(chosen)
@@ -53,6 +56,7 @@ class OnnxEngine:
         self.provider_use = describe_use({"model": self._session}, chosen)
         self.vocab_size = int(config["vocab_size"])
         self.context_tokens = min(context_tokens, int(config["max_position_embeddings"]))
+        self._ones = np.ones((1, self.context_tokens), np.int64)
         is_shared = chosen == "cpu"
         self._cache = allocate_cache(self._session, 1, self.context_tokens if is_shared else 0)
         kind = CacheBinding if is_shared else CopiedCache
@@ -73,7 +77,7 @@ class OnnxEngine:
         self._position += len(ids)
         inputs = {
             "input_ids": np.asarray([ids], np.int64),
-            "attention_mask": np.ones((1, self._position), np.int64),
+            "attention_mask": self._ones[:, : self._position],
         }
         n_kept = len(ids)
         if self._can_skip_logits:
@@ -140,34 +144,62 @@ def allocate_cache(session: Any, n_slots: int, context_tokens: int) -> "dict[str
 
 
 class CacheBinding:
-    """Runs a graph in which each buffer of the cache is past and present, step after step."""
+    """Runs a graph in which each buffer of the cache is past and present, step after step.
+
+    Making a value of an array and binding it takes 10 us, fresh memory for logits as much: what has
+    the shape of the step before is written where that lay.
+    """
 
     def __init__(self, session: Any, cache: "dict[str, NDArray[Any]]") -> None:
         """Bind the buffers, whose memory is shared: on the CPU an OrtValue holds the array."""
-        import onnxruntime as ort
-
         self._session = session
         self._binding = session.io_binding()
         found = {entry.name: entry for entry in session.get_outputs()}
         self._logits_type = _CACHE_TYPES[found["logits"].type]
         # Bindings of older versions do not keep what is bound.
-        self._values = {n: ort.OrtValue.ortvalue_from_numpy(rows) for n, rows in cache.items()}
-        for name, value in self._values.items():
-            self._binding.bind_ortvalue_input(f"{_PAST}{name}", value)
-            self._binding.bind_ortvalue_output(f"present.{name}", value)
+        self._values: dict[str, Any] = {}
+        self._inputs: dict[str, NDArray[Any]] = {}
+        self._logits: NDArray[Any] | None = None
+        self._idle_references = 0
+        for name, rows in cache.items():
+            self._bind_input(f"{_PAST}{name}", rows)
+            self._binding.bind_ortvalue_output(f"present.{name}", self._values[f"{_PAST}{name}"])
 
     def run(self, inputs: "dict[str, NDArray[Any]]", shape: tuple[int, ...]) -> "NDArray[Any]":
-        """Return the logits for ``inputs``, of a known ``shape``, in memory of their own."""
-        import numpy as np
+        """Return the logits for ``inputs``, of a known ``shape``, in memory of their own.
+
+        The memory is used again only when nobody holds them, or a part of them, any more.
+        """
+        for name, array in inputs.items():
+            bound = self._inputs.get(name)
+            if bound is not None and bound.shape == array.shape:
+                bound[...] = array
+            else:
+                self._inputs[name] = array.copy()
+                self._bind_input(name, self._inputs[name])
+        if self._logits is None or self._logits.shape != shape or self._is_held():
+            self._bind_logits(shape)
+        self._session.run_with_iobinding(self._binding)
+        assert self._logits is not None
+        return self._logits
+
+    def _bind_input(self, name: str, array: "NDArray[Any]") -> None:
         import onnxruntime as ort
 
         # Not bind_cpu_input: it does not know inputs that have a default.
-        bound = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in inputs.items()}
-        for name, value in bound.items():
-            self._binding.bind_ortvalue_input(name, value)
+        self._values[name] = ort.OrtValue.ortvalue_from_numpy(array)
+        self._binding.bind_ortvalue_input(name, self._values[name])
+
+    def _bind_logits(self, shape: tuple[int, ...]) -> None:
+        import numpy as np
+        import onnxruntime as ort
+
         # Asking for the outputs instead would wrap the whole cache: 30 us a step.
-        logits = np.empty(shape, self._logits_type)
-        target = ort.OrtValue.ortvalue_from_numpy(logits)
-        self._binding.bind_ortvalue_output("logits", target)
-        self._session.run_with_iobinding(self._binding)
-        return logits
+        self._logits = np.empty(shape, self._logits_type)
+        self._values["logits"] = ort.OrtValue.ortvalue_from_numpy(self._logits)
+        self._binding.bind_ortvalue_output("logits", self._values["logits"])
+        self._idle_references = sys.getrefcount(self._logits)
+
+    def _is_held(self) -> bool:
+        """Return whether anybody but this object holds the logits; a view holds them too."""
+        return sys.getrefcount(self._logits) > self._idle_references
