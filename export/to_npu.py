@@ -7,6 +7,7 @@ own: it is all that a device needs beside the binaries.
 """
 
 import json
+import os
 import shutil
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -18,8 +19,11 @@ import numpy as np
 from edgekd.devices.snapdragon import find_soc
 from edgekd.errors import ExportError
 from edgekd.export.blocks import BITS
+from edgekd.export.calibrate import read_ids
 from edgekd.export.checkpoint import TOKENIZER_FILES, Checkpoint
-from edgekd.export.onnx_graph import GraphBuilder
+from edgekd.export.npu_calibrate import measure_ranges
+from edgekd.export.npu_quantize import hidden_score, quantize_graph
+from edgekd.export.onnx_graph import FloatType, GraphBuilder
 from edgekd.export.onnx_weights import WeightFiles
 from edgekd.export.plan import Plan
 from edgekd.export.qnn_compile import compile_graphs
@@ -27,12 +31,14 @@ from edgekd.export.static_attention import StaticShape
 from edgekd.export.static_decoder import add_host_graph, add_static_decoder
 from edgekd.progress import Progress
 from edgekd.runtime.providers import PROVIDERS
-from edgekd.runtime.static_model import HOST_GRAPH, StaticModel, write_static
+from edgekd.runtime.static_model import GRAPHS, HOST_GRAPH, StaticModel, write_static
 
 WEIGHTS_FILE = "model.onnx.data"
 HOST_DATA_FILE = "host.data"
 PLACEMENT_FILE = "placement.json"
 _HOST_WEIGHTS = ("model.embed_tokens.", "cos_table", "sin_table", "local_cos", "local_sin")
+N_ACTIVATION_TOKENS = 2_048
+"""Of the text: ends of ranges settle soon, and calibration runs at prompt speed."""
 _OPSET = 23  # the first with RMSNormalization and RotaryEmbedding
 _QUANTS = ("f16", *BITS)
 
@@ -44,6 +50,8 @@ class NpuOptions:
     soc: str = "sm8650"
     context_tokens: int = 1024
     prefill_tokens: int = 64
+    activations_text: Path | None = None
+    """Text on which activations of 16-bit integers are calibrated (W4A16); None for fp16."""
     emulate: bool = True
     """Whether what was compiled is run too, in QNN's emulator: minutes for a large model."""
 
@@ -75,6 +83,9 @@ def write_npu(
     write_graphs(checkpoint, plan, folder, options)
     model = _describe(checkpoint, options)
     write_static(folder, model)
+    if options.activations_text is not None:
+        progress.say(f"calibrating activations on {options.activations_text}")
+        model = _round_activations(checkpoint, folder, model, options.activations_text)
     if find_spec(str(PROVIDERS["qnn"].plugin)) is None:
         progress.say(
             "not compiled: install the compiler with pip install onnxruntime-qnn and export again; "
@@ -93,12 +104,14 @@ def write_graphs(checkpoint: Checkpoint, plan: Plan, folder: Path, options: NpuO
     """Write the three graphs, their weights and the text side into ``folder``."""
     apart = dict.fromkeys(_HOST_WEIGHTS, folder / HOST_DATA_FILE)
     sizes = {"prefill": options.prefill_tokens, "decode": 1}
+    # Scales of 16-bit codes may be too small for fp16, so those graphs are of fp32 around them.
+    floats: FloatType = np.float16 if options.activations_text is None else np.float32
     with WeightFiles(folder / WEIGHTS_FILE, apart) as weights:
-        host = GraphBuilder(weights, np.float16)
+        host = GraphBuilder(weights, floats)
         add_host_graph(host, checkpoint, plan, options.context_tokens)
         host.save(folder / HOST_GRAPH, "edgekd host", _OPSET)
         for name, n_tokens in sizes.items():
-            builder = GraphBuilder(weights, np.float16)
+            builder = GraphBuilder(weights, floats)
             shape = StaticShape(n_tokens, options.context_tokens)
             add_static_decoder(builder, checkpoint, plan, shape)
             builder.save(folder / f"{name}.onnx", f"edgekd {name}", _OPSET)
@@ -109,6 +122,19 @@ def write_graphs(checkpoint: Checkpoint, plan: Plan, folder: Path, options: NpuO
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
+def _round_activations(
+    checkpoint: Checkpoint, folder: Path, model: StaticModel, text: Path
+) -> StaticModel:
+    """Rewrite the graphs in ``folder``, and return ``model`` as they then are."""
+    ids = read_ids(checkpoint, text, N_ACTIVATION_TOKENS)
+    ranges = measure_ranges(folder, ids, n_threads=os.cpu_count() or 1)
+    rounded = replace(model, activations="a16", hidden=hidden_score(ranges))
+    for graph in GRAPHS:
+        quantize_graph(folder / f"{graph}.onnx", ranges, rounded.hidden)
+    write_static(folder, rounded)
+    return rounded
+
+
 def _check(checkpoint: Checkpoint, plan: Plan, options: NpuOptions) -> None:
     if plan.quant not in _QUANTS:
         raise ExportError(f"NPU graphs know {', '.join(_QUANTS)}, not {plan.quant}")
@@ -117,6 +143,8 @@ def _check(checkpoint: Checkpoint, plan: Plan, options: NpuOptions) -> None:
         raise ExportError(
             f"--ctx {options.context_tokens} is longer than the model's {trained} positions"
         )
+    if options.activations_text is not None and plan.quant == "f16":
+        raise ExportError("16-bit activations go with matrices on a grid, not with f16; use q4_0")
 
 
 def _describe(checkpoint: Checkpoint, options: NpuOptions) -> StaticModel:
