@@ -6,6 +6,7 @@ call their values alike, so what is seen in one holds for the other.
 """
 
 from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,18 @@ from edgekd.errors import DataError
 from edgekd.export.npu_quantize import Range, activations
 from edgekd.runtime.npu_engine import NpuEngine
 
-_ENDS = {"least": "ReduceMin", "largest": "ReduceMax"}
+_MARGIN = 2.0
+"""Largest values of texts differ by so much, and what lies beyond a range is cut off."""
+_LEAST, _LARGEST, _MAGNITUDE = ":least", ":largest", ":magnitude"
 
 
-def measure_ranges(folder: Path, ids: Sequence[int], n_threads: int) -> dict[str, Range]:
+def measure_ranges(
+    folder: Path, ids: Sequence[int], first_id: int | None, n_threads: int
+) -> dict[str, Range]:
     """Return the range of every activation in the float graphs in ``folder`` over ``ids``.
 
-    Only whole pieces are run, since padding has values that no text has.
+    ``first_id`` is the token that chats begin with. Only whole pieces are run, since padding has
+    values that no text has. The ranges are wider than what was seen, by a bit of the sixteen.
 
     Raises:
         DataError: the text is shorter than a piece, or drives a value to infinity.
@@ -35,14 +41,14 @@ def measure_ranges(folder: Path, ids: Sequence[int], n_threads: int) -> dict[str
         watched = _watched(onnx.load_from_string(plain))
         prefill.write_bytes(watched.SerializeToString())
         engine = _WatchedEngine(folder, n_threads)
-        _run(engine, ids)
+        engine.watch(ids, first_id)
         engine.close()
     finally:
         prefill.write_bytes(plain)
-    broken = [name for name, ends in engine.ranges.items() if not np.isfinite(ends).all()]
+    broken = [name for name, seen in engine.ranges.items() if not np.isfinite(astuple(seen)).all()]
     if broken:
         raise DataError(f"the text drives {broken[0]} to infinity or NaN; the model is damaged")
-    return engine.ranges
+    return {name: seen.times(_MARGIN) for name, seen in engine.ranges.items()}
 
 
 class _WatchedEngine(NpuEngine):
@@ -50,41 +56,64 @@ class _WatchedEngine(NpuEngine):
 
     def __init__(self, folder: Path, n_threads: int) -> None:
         super().__init__(folder, np.iinfo(np.int64).max, n_threads, "cpu")
-        self.prefill_tokens = self._model.prefill_tokens
         self.ranges: dict[str, Range] = {}
+        self._share = 1.0
+
+    def watch(self, ids: Sequence[int], first_id: int | None) -> None:
+        """Run every whole piece of ``ids`` as a start, then all of them one after the other.
+
+        First tokens are where a model's largest values are, so a text's one start would tell little
+        about them; every other one is ``first_id``, which chats begin with.
+        """
+        size = self._model.prefill_tokens
+        n_pieces = len(ids) // size
+        if not n_pieces:
+            raise DataError(
+                f"the calibration text is {len(ids)} tokens long; give at least the {size} of "
+                "--prefill"
+            )
+        self._share = 1 / (2 * n_pieces)
+        pieces = [list(ids[start : start + size]) for start in range(0, n_pieces * size, size)]
+        for number, piece in enumerate(pieces):
+            self.rewind()
+            is_chat = number % 2 == 0 and first_id is not None
+            self.forward([first_id, *piece[1:]] if is_chat else piece)
+        self.rewind()
+        for piece in pieces:
+            if self.position + size > self.context_tokens:
+                self.rewind()
+            self.forward(piece)
 
     def run_graph(self, graph: str, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         outputs = super().run_graph(graph, inputs)
-        for name in [name for name in outputs if name.endswith(":least")]:
-            value = name.removesuffix(":least")
-            low, high = float(outputs[name]), float(outputs[f"{value}:largest"])
-            before = self.ranges.get(value, (low, high))
-            # min() and max() would lose a NaN that is not their first argument.
-            self.ranges[value] = (
-                float(np.minimum(before[0], low)),
-                float(np.maximum(before[1], high)),
-            )
+        for name in [name for name in outputs if name.endswith(_LEAST)]:
+            value = name.removesuffix(_LEAST)
+            ends = (float(outputs[f"{value}{kind}"]) for kind in (_LEAST, _LARGEST, _MAGNITUDE))
+            self._see(value, *ends)
         return outputs
 
-
-def _run(engine: _WatchedEngine, ids: Sequence[int]) -> None:
-    size = engine.prefill_tokens
-    if len(ids) < size:
-        raise DataError(
-            f"the calibration text is {len(ids)} tokens long; give at least the {size} of --prefill"
+    def _see(self, value: str, low: float, high: float, magnitude: float) -> None:
+        """Widen what is known of ``value``; NaN stays NaN, which min() and max() may lose."""
+        before = self.ranges.get(value, Range(low, high, 0.0))
+        self.ranges[value] = Range(
+            float(np.minimum(before.low, low)),
+            float(np.maximum(before.high, high)),
+            before.mean_magnitude + magnitude * self._share,
         )
-    for start in range(0, len(ids) - size + 1, size):
-        if engine.position + size > engine.context_tokens:
-            engine.rewind()
-        engine.forward(ids[start : start + size])
 
 
 def _watched(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return ``model`` with both ends of every activation as outputs."""
     graph = model.graph
     for value in activations(model):
-        for end, op_type in _ENDS.items():
-            name = f"{value}:{end}"
-            graph.node.append(helper.make_node(op_type, [value], [name], name=name, keepdims=0))
+        absolute = f"{value}:absolute"
+        graph.node.append(helper.make_node("Abs", [value], [absolute], name=absolute))
+        for kind, op_type, source in (
+            (_LEAST, "ReduceMin", value),
+            (_LARGEST, "ReduceMax", value),
+            (_MAGNITUDE, "ReduceMean", absolute),
+        ):
+            name = f"{value}{kind}"
+            graph.node.append(helper.make_node(op_type, [source], [name], name=name, keepdims=0))
             graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
     return model

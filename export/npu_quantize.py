@@ -1,12 +1,16 @@
 """Graphs of fixed shapes with activations of 16 bits: whole numbers between calibrated ends.
 
-Every value is rounded to unsigned 16-bit integers where it is made (``QuantizeLinear``) and read
-back from them where it is used (``DequantizeLinear``), one scale and zero point for a tensor:
-from such pairs QNN knows in which integers to calculate. Matrices keep the blocks of the GGUF file.
-The KV cache is stored as these integers, so it takes the memory that fp16 takes.
+A value is rounded to unsigned 16-bit integers where it is made (``QuantizeLinear``) and read back
+from them where it is used (``DequantizeLinear``), one scale and zero point for a tensor: from such
+pairs QNN knows what to calculate in integers. Matrices keep the blocks of the GGUF file. The KV
+cache is stored as these integers, so it takes the memory that fp16 takes.
+
+Trained models have a few values thousands of times larger than the rest, in the stream between
+layers above all (Sun et al. 2024, arXiv:2402.17762). Equal steps up to those would round everything
+else away, and to cut them off breaks the model: such values stay floats, which QNN runs in fp16.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +19,39 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-Range = tuple[float, float]
-"""The least and the largest that a value was."""
 
 _LAST_CODE = 65_535
 # They move values without changing them: what goes in and what comes out is rounded alike.
-_MOVING = ("Reshape", "Transpose", "Identity", "Split", "Concat")
+_MOVING = ("Reshape", "Transpose", "Identity", "Concat")
 _CACHE = ("past_key_values.", "new_key_values.")
 _WITH_CONSTANTS = ("Add", "Mul", "Div", "RMSNormalization")
+_COARSE = 1 / 128
+"""Of the mean magnitude: with larger steps fp16, whose steps grow with the number, is finer."""
 _FAR_NATS = 20.0
 """How far below all that is seen a hidden slot is: 2e-6 of the weight among 1,000 of them."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """What the elements of a value were on the calibration text."""
+
+    low: float
+    high: float
+    mean_magnitude: float
+    """Mean of their absolute values."""
+
+    def joined(self, other: "Range") -> "Range":
+        """Return what covers both."""
+        return Range(
+            min(self.low, other.low),
+            max(self.high, other.high),
+            max(self.mean_magnitude, other.mean_magnitude),
+        )
+
+
+    def times(self, factor: float) -> "Range":
+        """Return ends ``factor`` times as far; the elements are what they were."""
+        return replace(self, low=self.low * factor, high=self.high * factor)
 
 
 @dataclass(frozen=True)
@@ -35,9 +62,9 @@ class Rounding:
     zero_point: np.uint16
 
 
-def rounding_for(ends: Range) -> Rounding:
-    """Return the finest rounding that reaches both ``ends``, and that 0 is a code of."""
-    low, high = min(ends[0], 0.0), max(ends[1], 0.0)
+def rounding_for(seen: Range) -> Rounding:
+    """Return the finest rounding that reaches both ends of ``seen``, and that 0 is a code of."""
+    low, high = min(seen.low, 0.0), max(seen.high, 0.0)
     scale = np.float32((high - low) / _LAST_CODE) or np.float32(1)
     return Rounding(scale, np.uint16(np.clip(round(-low / float(scale)), 0, _LAST_CODE)))
 
@@ -62,7 +89,7 @@ def hidden_score(ranges: dict[str, Range]) -> float:
     Masked scores share 65,536 steps with what hides them, so the -30,000 of floats would leave none
     to the scores.
     """
-    scores = (high - low for name, (low, high) in ranges.items() if name.endswith(".scores"))
+    scores = (seen.high - seen.low for name, seen in ranges.items() if name.endswith(".scores"))
     return -float(np.ceil(max(scores) + _FAR_NATS))
 
 
@@ -72,22 +99,24 @@ def quantize_graph(path: Path, ranges: dict[str, Range], hidden: float) -> None:
     ``hidden`` is what its masks add to slots that are not seen.
     """
     model = onnx.load(str(path), load_external_data=False)
-    roundings = _roundings(model, _with_masks(model, ranges, hidden))
+    roundings = _roundings(model, _with_known(model, ranges, hidden))
     _Rounded(model, path.parent, roundings).rewrite()
     path.write_bytes(model.SerializeToString())
     onnx.checker.check_model(str(path))
 
 
-def _with_masks(
+def _with_known(
     model: onnx.ModelProto, ranges: dict[str, Range], hidden: float
 ) -> dict[str, Range]:
-    """Return ``ranges`` for masks that add ``hidden``, not what calibration ran with."""
+    """Return ``ranges`` for masks that add ``hidden``, and for weights that add up to 1."""
     changed = dict(ranges)
     for node in model.graph.node:
         if node.op_type == "Add" and node.input[1].endswith("mask"):
-            low, high = ranges[node.input[0]]
-            changed[node.input[1]] = (hidden, 0.0)
-            changed[node.output[0]] = (low + hidden, high)
+            scores = ranges[node.input[0]]
+            changed[node.input[1]] = Range(hidden, 0.0, -hidden)
+            changed[node.output[0]] = replace(scores, low=scores.low + hidden)
+        elif node.op_type == "Softmax":  # small weights are many: only their sum counts
+            changed[node.output[0]] = Range(0.0, 1.0, 1.0)
     return changed
 
 
@@ -106,10 +135,20 @@ def _roundings(model: onnx.ModelProto, ranges: dict[str, Range]) -> dict[str, Ro
             for other in moved[1:]:
                 group[first_of(other)] = first_of(moved[0])
     joined: dict[str, Range] = {}
-    for name, (low, high) in ranges.items():
-        before = joined.get(first_of(name), (low, high))
-        joined[first_of(name)] = (min(before[0], low), max(before[1], high))
-    return {name: rounding_for(joined[first_of(name)]) for name in ranges}
+    for name, seen in ranges.items():
+        first = first_of(name)
+        joined[first] = seen.joined(joined.get(first, seen))
+    for first in {first_of(name) for name in ranges if name.startswith(_CACHE)}:
+        # Zero is the middle code, which an empty cache is filled with.
+        reach = max(-joined[first].low, joined[first].high)
+        joined[first] = replace(joined[first], low=-reach, high=reach)
+    fine = {first: rounding_for(seen) for first, seen in joined.items() if not _is_coarse(seen)}
+    return {name: fine[first_of(name)] for name in ranges if first_of(name) in fine}
+
+
+def _is_coarse(seen: Range) -> bool:
+    """Whether a step is large beside most elements; zeros alone have no steps."""
+    return float(rounding_for(seen).scale) > _COARSE * seen.mean_magnitude > 0
 
 
 class _Rounded:
@@ -136,8 +175,9 @@ class _Rounded:
         self._replace_nodes()
 
     def _take(self, entry: onnx.ValueInfoProto) -> None:
-        name = entry.name
-        codes = name
+        codes = name = entry.name
+        if name not in self._roundings:
+            return
         if name.startswith(_CACHE):
             entry.type.tensor_type.elem_type = TensorProto.UINT16
         else:
@@ -147,16 +187,16 @@ class _Rounded:
     def _round_node(self, node: NodeProto, outputs: dict[str, onnx.ValueInfoProto]) -> None:
         rounded = NodeProto()
         rounded.CopyFrom(node)
-        if not any(name in self._roundings for name in node.output):
-            self._nodes.append(rounded)
-            return
+        is_whole = self._is_whole(node)
         for index, name in enumerate(node.input):
-            if node.op_type in _WITH_CONSTANTS and name in self._tensors:
+            if is_whole and name in self._tensors:
                 rounded.input[index] = self._constant(name)
             else:
                 rounded.input[index] = self._read_as.get(name, name)
         self._nodes.append(rounded)
         for index, name in enumerate(node.output):
+            if name not in self._roundings:
+                continue
             rounded.output[index] = f"{name}.exact"
             entry = outputs.get(name)
             is_cache = name.startswith(_CACHE)
@@ -166,11 +206,19 @@ class _Rounded:
             read = name if entry is not None and not is_cache else f"{name}.read"
             self._read_as[name] = self._dequantize(codes, read, name)
 
+    def _is_whole(self, node: NodeProto) -> bool:
+        """Whether ``node`` reads and makes integers alone, so that its constants must be too."""
+        changing = [name for name in (*node.input, *node.output) if name not in self._tensors]
+        return node.op_type in _WITH_CONSTANTS and all(
+            name in self._roundings for name in changing
+        )
+
     def _constant(self, name: str) -> str:
         """Return ``name``, whose values are known, read from codes of its own."""
         if name not in self._read_as:
             values = numpy_helper.to_array(self._tensors[name], str(self._folder))
-            rounding = rounding_for((float(values.min()), float(values.max())))
+            ends = float(values.min()), float(values.max())
+            rounding = rounding_for(Range(*ends, mean_magnitude=float(np.abs(values).mean())))
             self._roundings[name] = rounding
             codes = self._store(f"{name}.codes", codes_of(values, rounding))
             self._read_as[name] = self._dequantize(codes, f"{name}.read", name)

@@ -127,7 +127,10 @@ def _round_activations(
 ) -> StaticModel:
     """Rewrite the graphs in ``folder``, and return ``model`` as they then are."""
     ids = read_ids(checkpoint, text, N_ACTIVATION_TOKENS)
-    ranges = measure_ranges(folder, ids, n_threads=os.cpu_count() or 1)
+    first_id = checkpoint.config.get("bos_token_id")
+    ranges = measure_ranges(
+        folder, ids, first_id if isinstance(first_id, int) else None, os.cpu_count() or 1
+    )
     rounded = replace(model, activations="a16", hidden=hidden_score(ranges))
     for graph in GRAPHS:
         quantize_graph(folder / f"{graph}.onnx", ranges, rounded.hidden)

@@ -17,6 +17,7 @@ from edgekd.runtime.providers import create_session, describe_use, engine_name
 from edgekd.runtime.static_model import (
     HIDDEN,
     HOST_GRAPH,
+    ZERO_CODE,
     graph_files,
     provider_for,
     provider_options,
@@ -184,12 +185,14 @@ def attention_mask(
 
 
 def _allocate(session: Any) -> "dict[str, NDArray[Any]]":
-    """Return a zeroed buffer for each layer and side of the cache, keyed like ``0.key``."""
+    """Return a buffer of zeros for each layer and side of the cache, keyed like ``0.key``."""
     import numpy as np
 
     prefix = "past_key_values."
     return {
-        entry.name.removeprefix(prefix): np.zeros(entry.shape, _TYPES[entry.type])
+        entry.name.removeprefix(prefix): np.full(
+            entry.shape, ZERO_CODE if entry.type == "tensor(uint16)" else 0, _TYPES[entry.type]
+        )
         for entry in session.get_inputs()
         if entry.name.startswith(prefix)
     }
