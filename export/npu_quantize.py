@@ -59,7 +59,7 @@ class Rounding:
     """How a value is stored: ``(code - zero_point) * scale``."""
 
     scale: np.float32
-    zero_point: np.uint16
+    zero_point: np.uint16 | np.int16
 
 
 def rounding_for(seen: Range) -> Rounding:
@@ -67,6 +67,16 @@ def rounding_for(seen: Range) -> Rounding:
     low, high = min(seen.low, 0.0), max(seen.high, 0.0)
     scale = np.float32((high - low) / _LAST_CODE) or np.float32(1)
     return Rounding(scale, np.uint16(np.clip(round(-low / float(scale)), 0, _LAST_CODE)))
+
+
+def signed_rounding_for(seen: Range) -> Rounding:
+    """Return a rounding to signed integers that reaches both ends of ``seen``, where 0 is code 0.
+
+    Keys and values need it: a second factor of unsigned integers is rounded to 8 bits by QNN. And
+    an empty cache can be filled with zeros without knowing its scale.
+    """
+    reach = max(-seen.low, seen.high)
+    return Rounding(np.float32(reach / np.iinfo(np.int16).max) or np.float32(1), np.int16(0))
 
 
 def activations(model: onnx.ModelProto) -> list[str]:
@@ -138,11 +148,9 @@ def _roundings(model: onnx.ModelProto, ranges: dict[str, Range]) -> dict[str, Ro
     for name, seen in ranges.items():
         first = first_of(name)
         joined[first] = seen.joined(joined.get(first, seen))
-    for first in {first_of(name) for name in ranges if name.startswith(_CACHE)}:
-        # Zero is the middle code, which an empty cache is filled with.
-        reach = max(-joined[first].low, joined[first].high)
-        joined[first] = replace(joined[first], low=-reach, high=reach)
     fine = {first: rounding_for(seen) for first, seen in joined.items() if not _is_coarse(seen)}
+    for first in {first_of(name) for name in ranges if name.startswith(_CACHE)}.intersection(fine):
+        fine[first] = signed_rounding_for(joined[first])
     return {name: fine[first_of(name)] for name in ranges if first_of(name) in fine}
 
 
@@ -179,7 +187,7 @@ class _Rounded:
         if name not in self._roundings:
             return
         if name.startswith(_CACHE):
-            entry.type.tensor_type.elem_type = TensorProto.UINT16
+            entry.type.tensor_type.elem_type = TensorProto.INT16
         else:
             codes = self._quantize(name, f"{name}.codes", name)
         self._read_as[name] = self._dequantize(codes, f"{name}.read", name)
@@ -201,7 +209,7 @@ class _Rounded:
             entry = outputs.get(name)
             is_cache = name.startswith(_CACHE)
             if entry is not None and is_cache:
-                entry.type.tensor_type.elem_type = TensorProto.UINT16
+                entry.type.tensor_type.elem_type = TensorProto.INT16
             codes = self._quantize(f"{name}.exact", name if is_cache else f"{name}.codes", name)
             read = name if entry is not None and not is_cache else f"{name}.read"
             self._read_as[name] = self._dequantize(codes, read, name)
@@ -252,7 +260,10 @@ class _Rounded:
         self._graph.initializer.extend([*kept, *self._new.values()])
 
 
-def codes_of(values: NDArray[np.float32], rounding: Rounding) -> NDArray[np.uint16]:
+def codes_of(
+    values: NDArray[np.float32], rounding: Rounding
+) -> NDArray[np.uint16] | NDArray[np.int16]:
     """Return the codes that ``values`` round to, as ``QuantizeLinear`` does."""
-    codes = np.rint(values / rounding.scale) + rounding.zero_point
-    return np.clip(codes, 0, _LAST_CODE).astype(np.uint16)
+    codes = np.rint(values / rounding.scale) + int(rounding.zero_point)
+    kind = rounding.zero_point.dtype
+    return np.clip(codes, np.iinfo(kind).min, np.iinfo(kind).max).astype(kind)

@@ -17,7 +17,6 @@ from edgekd.runtime.providers import create_session, describe_use, engine_name
 from edgekd.runtime.static_model import (
     HIDDEN,
     HOST_GRAPH,
-    ZERO_CODE,
     graph_files,
     provider_for,
     provider_options,
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 _TYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
-    "tensor(uint16)": "uint16",  # of a graph that calculates in whole numbers
+    "tensor(int16)": "int16",  # of a graph that calculates in whole numbers
 }
 
 
@@ -185,14 +184,12 @@ def attention_mask(
 
 
 def _allocate(session: Any) -> "dict[str, NDArray[Any]]":
-    """Return a buffer of zeros for each layer and side of the cache, keyed like ``0.key``."""
+    """Return a zeroed buffer for each layer and side of the cache, keyed like ``0.key``."""
     import numpy as np
 
     prefix = "past_key_values."
     return {
-        entry.name.removeprefix(prefix): np.full(
-            entry.shape, ZERO_CODE if entry.type == "tensor(uint16)" else 0, _TYPES[entry.type]
-        )
+        entry.name.removeprefix(prefix): np.zeros(entry.shape, _TYPES[entry.type])
         for entry in session.get_inputs()
         if entry.name.startswith(prefix)
     }

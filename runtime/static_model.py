@@ -20,8 +20,6 @@ GRAPHS = ("prefill", "decode")
 Activations = Literal["fp16", "a16"]
 HIDDEN = -30_000.0
 """Added to scores of slots that hold nothing: within fp16, and nothing after a softmax."""
-ZERO_CODE = 1 << 15
-"""What stands for 0 in a cache of unsigned 16-bit integers."""
 _SCHEMA_VERSION = 1
 
 
