@@ -19,7 +19,6 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-
 _LAST_CODE = 65_535
 # They move values without changing them: what goes in and what comes out is rounded alike.
 _MOVING = ("Reshape", "Transpose", "Identity", "Concat")
@@ -47,7 +46,6 @@ class Range:
             max(self.high, other.high),
             max(self.mean_magnitude, other.mean_magnitude),
         )
-
 
     def times(self, factor: float) -> "Range":
         """Return ends ``factor`` times as far; the elements are what they were."""
@@ -103,16 +101,19 @@ def hidden_score(ranges: dict[str, Range]) -> float:
     return -float(np.ceil(max(scores) + _FAR_NATS))
 
 
-def quantize_graph(path: Path, ranges: dict[str, Range], hidden: float) -> None:
+def quantize_graph(path: Path, ranges: dict[str, Range], hidden: float) -> int:
     """Rewrite the float graph at ``path`` with activations of 16 bits between ``ranges``.
 
-    ``hidden`` is what its masks add to slots that are not seen.
+    ``hidden`` is what its masks add to slots that are not seen. Returns how many values, of those
+    that depend on inputs, stay floats.
     """
     model = onnx.load(str(path), load_external_data=False)
     roundings = _roundings(model, _with_known(model, ranges, hidden))
+    n_values, n_rounded = len(activations(model)), len(roundings)
     _Rounded(model, path.parent, roundings).rewrite()
     path.write_bytes(model.SerializeToString())
     onnx.checker.check_model(str(path))
+    return n_values - n_rounded
 
 
 def _with_known(
@@ -217,9 +218,7 @@ class _Rounded:
     def _is_whole(self, node: NodeProto) -> bool:
         """Whether ``node`` reads and makes integers alone, so that its constants must be too."""
         changing = [name for name in (*node.input, *node.output) if name not in self._tensors]
-        return node.op_type in _WITH_CONSTANTS and all(
-            name in self._roundings for name in changing
-        )
+        return node.op_type in _WITH_CONSTANTS and all(name in self._roundings for name in changing)
 
     def _constant(self, name: str) -> str:
         """Return ``name``, whose values are known, read from codes of its own."""
@@ -243,7 +242,9 @@ class _Rounded:
         scale = self._store(f"{rounded_as}.scale", np.array(rounding.scale))
         zero_point = self._store(f"{rounded_as}.zero_point", np.array(rounding.zero_point))
         self._nodes.append(
-            helper.make_node(op_type, [value, scale, zero_point], [output], name=f"{output}.{op_type}")
+            helper.make_node(
+                op_type, [value, scale, zero_point], [output], name=f"{output}.{op_type}"
+            )
         )
         return output
 

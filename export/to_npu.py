@@ -2,14 +2,15 @@
 
 The folder holds three graphs over the same weights (``host``, ``prefill``, ``decode``), and with
 QNN a context binary for either of the latter two. Blocks are those of the GGUF file; the graphs
-calculate in fp16, so nothing has to be calibrated. What the host looks up lies in a file of its
-own: it is all that a device needs beside the binaries.
+calculate in fp16, so nothing has to be calibrated, or by choice in 16-bit integers, for which a
+text is. What the host looks up lies in a file of its own: it is all that a device needs beside the
+binaries.
 """
 
 import json
 import os
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from edgekd.export.plan import Plan
 from edgekd.export.qnn_compile import compile_graphs
 from edgekd.export.static_attention import StaticShape
 from edgekd.export.static_decoder import add_host_graph, add_static_decoder
+from edgekd.files import sha256_of
 from edgekd.progress import Progress
 from edgekd.runtime.providers import PROVIDERS
 from edgekd.runtime.static_model import GRAPHS, HOST_GRAPH, StaticModel, write_static
@@ -51,7 +53,7 @@ class NpuOptions:
     context_tokens: int = 1024
     prefill_tokens: int = 64
     activations_text: Path | None = None
-    """Text on which activations of 16-bit integers are calibrated (W4A16); None for fp16."""
+    """Text on which ranges of 16-bit integer activations are calibrated; None for fp16."""
     emulate: bool = True
     """Whether what was compiled is run too, in QNN's emulator: minutes for a large model."""
 
@@ -69,6 +71,12 @@ class NpuOptions:
                 "together: 2 or more tokens are taken at once, and no more than the context holds"
             )
 
+    def describe(self) -> dict[str, Any]:
+        """Return what the manifest says of them: a text by its hash."""
+        content = asdict(self)
+        text = content.pop("activations_text")
+        return content | ({} if text is None else {"activations_text_sha256": sha256_of(text)})
+
 
 def write_npu(
     checkpoint: Checkpoint, plan: Plan, folder: Path, options: NpuOptions, progress: Progress
@@ -78,26 +86,31 @@ def write_npu(
     Raises:
         ExportError: the plan asks for a type that the graphs do not have, the context is longer
             than the model's, or the compiler fails or leaves nodes out.
+        DataError: the text for activations cannot be read, is short, or drives them to infinity.
     """
     _check(checkpoint, plan, options)
+    text = options.activations_text
+    ids = None if text is None else read_ids(checkpoint, text, N_ACTIVATION_TOKENS)
     write_graphs(checkpoint, plan, folder, options)
     model = _describe(checkpoint, options)
     write_static(folder, model)
-    if options.activations_text is not None:
-        progress.say(f"calibrating activations on {options.activations_text}")
-        model = _round_activations(checkpoint, folder, model, options.activations_text)
+    activations: dict[str, Any] = {"type": model.activations}
+    if ids is not None:
+        progress.say(f"calibrating activations on {len(ids)} tokens of {text}")
+        model, left = round_activations(checkpoint, folder, model, ids)
+        activations = {"type": model.activations, "n_tokens": len(ids), "values_in_fp16": left}
     if find_spec(str(PROVIDERS["qnn"].plugin)) is None:
         progress.say(
             "not compiled: install the compiler with pip install onnxruntime-qnn and export again; "
             "until then the graphs run on the CPU"
         )
-        return {"label": "untested", "compiled": None}
+        return {"label": "untested", "activations": activations, "compiled": None}
     progress.say(f"compiling for {options.soc}; minutes for large models")
     result = compile_graphs(folder, find_soc(options.soc))
     write_static(folder, replace(model, compiled=result.compiled))
     placed = {"soc": options.soc, "graphs": result.placement}
     (folder / PLACEMENT_FILE).write_text(json.dumps(placed, indent=1) + "\n", "utf-8")
-    return result.report()
+    return {"activations": activations, **result.report()}
 
 
 def write_graphs(checkpoint: Checkpoint, plan: Plan, folder: Path, options: NpuOptions) -> None:
@@ -122,20 +135,26 @@ def write_graphs(checkpoint: Checkpoint, plan: Plan, folder: Path, options: NpuO
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
-def _round_activations(
-    checkpoint: Checkpoint, folder: Path, model: StaticModel, text: Path
-) -> StaticModel:
-    """Rewrite the graphs in ``folder``, and return ``model`` as they then are."""
-    ids = read_ids(checkpoint, text, N_ACTIVATION_TOKENS)
+def round_activations(
+    checkpoint: Checkpoint, folder: Path, model: StaticModel, ids: list[int]
+) -> tuple[StaticModel, dict[str, int]]:
+    """Give the float graphs in ``folder`` activations of 16 bits, calibrated on ``ids``.
+
+    Returns ``model`` as it then is, and for each graph how many of its values stay floats.
+
+    Raises:
+        DataError: there are too few tokens, or they drive a value to infinity.
+    """
     first_id = checkpoint.config.get("bos_token_id")
     ranges = measure_ranges(
         folder, ids, first_id if isinstance(first_id, int) else None, os.cpu_count() or 1
     )
     rounded = replace(model, activations="a16", hidden=hidden_score(ranges))
-    for graph in GRAPHS:
-        quantize_graph(folder / f"{graph}.onnx", ranges, rounded.hidden)
+    left = {
+        graph: quantize_graph(folder / f"{graph}.onnx", ranges, rounded.hidden) for graph in GRAPHS
+    }
     write_static(folder, rounded)
-    return rounded
+    return rounded, left
 
 
 def _check(checkpoint: Checkpoint, plan: Plan, options: NpuOptions) -> None:

@@ -122,9 +122,7 @@ class NpuEngine:
         logits_TV: Logits = outputs["logits"][0, : len(ids)].astype(np.float32)
         return logits_TV
 
-    def run_graph(
-        self, graph: str, inputs: "dict[str, NDArray[Any]]"
-    ) -> "dict[str, NDArray[Any]]":
+    def run_graph(self, graph: str, inputs: "dict[str, NDArray[Any]]") -> "dict[str, NDArray[Any]]":
         """Return every output of ``graph``, by its name."""
         session = self._sessions[graph]
         names = [output.name for output in session.get_outputs()]

@@ -147,6 +147,6 @@ def _rebuild(model: StaticModel, soc: str) -> str:
     return (
         f"build it with: edgekd export MODEL --format onnx --target qnn --soc {soc} "
         f"--ctx {model.context_tokens} --prefill {model.prefill_tokens} "
-        + ("--activations a16 --activations-text TEXT " if model.activations == "a16" else "")
+        + ("--calibrate-activations TEXT " if model.activations == "a16" else "")
         + "--out OUT"
     )
