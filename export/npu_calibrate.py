@@ -76,8 +76,8 @@ class _WatchedEngine(NpuEngine):
         pieces = [list(ids[start : start + size]) for start in range(0, n_pieces * size, size)]
         for number, piece in enumerate(pieces):
             self.rewind()
-            is_chat = number % 2 == 0 and first_id is not None
-            self.forward([first_id, *piece[1:]] if is_chat else piece)
+            is_chat = number % 2 == 0
+            self.forward(piece if first_id is None or not is_chat else [first_id, *piece[1:]])
         self.rewind()
         for piece in pieces:
             if self.position + size > self.context_tokens:

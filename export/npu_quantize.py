@@ -267,4 +267,6 @@ def codes_of(
     """Return the codes that ``values`` round to, as ``QuantizeLinear`` does."""
     codes = np.rint(values / rounding.scale) + int(rounding.zero_point)
     kind = rounding.zero_point.dtype
-    return np.clip(codes, np.iinfo(kind).min, np.iinfo(kind).max).astype(kind)
+    kept: NDArray[np.uint16] | NDArray[np.int16]
+    kept = np.clip(codes, np.iinfo(kind).min, np.iinfo(kind).max).astype(kind)
+    return kept
