@@ -15,10 +15,17 @@ from edgekd.cli import app
 from edgekd.errors import DataError
 from edgekd.export.checkpoint import Checkpoint
 from edgekd.export.export_model import export_model
-from edgekd.export.npu_quantize import Range, codes_of, rounding_for, signed_rounding_for
+from edgekd.export.npu_quantize import (
+    Range,
+    activations,
+    codes_of,
+    quantize_graph,
+    rounding_for,
+    signed_rounding_for,
+)
 from edgekd.export.plan import make_plan
 from edgekd.export.rounded_model import rounded_model
-from edgekd.export.to_npu import NpuOptions, write_npu
+from edgekd.export.to_npu import NpuOptions, write_graphs, write_npu
 from edgekd.export.verify import check_blocks
 from edgekd.export.verify_npu import NpuLimit, npu_faults
 from edgekd.manifest import read_manifest
@@ -94,6 +101,19 @@ def test_prompts_and_single_tokens_are_near_torch(tiny: Checkpoint, a16: Path) -
         expected = rounded.forward(ids, every_logit=True)
         np.testing.assert_allclose(engine.forward(ids, every_logit=True), expected, atol=0.15)
     engine.close()
+
+
+def test_values_with_a_few_huge_elements_stay_floats(tiny: Checkpoint, tmp_path: Path) -> None:
+    options = NpuOptions(context_tokens=CONTEXT, prefill_tokens=PREFILL)
+    write_graphs(tiny, make_plan(tiny, "q4_0"), tmp_path, options)
+    path = tmp_path / "decode.onnx"
+    names = activations(onnx.load(str(path), load_external_data=False))
+    ranges = dict.fromkeys(names, Range(-1.0, 1.0, 0.1))
+    ranges["model.norm.sum"] = Range(-874.0, 22_828.0, 3.1)  # seen in SmolLM2-135M
+    assert quantize_graph(path, ranges, -30.0) == 1
+    nodes = onnx.load(str(path), load_external_data=False).graph.node
+    (norm,) = [node for node in nodes if node.name == "model.norm.output"]
+    assert norm.input[0] == "model.norm.sum" and norm.output[0] == "model.norm.output.exact"
 
 
 def test_the_manifest_says_what_was_calibrated_on_what(a16: Path) -> None:
