@@ -2,6 +2,9 @@
 
     python benchmarks/npu.py MODEL --soc sm8650 --out benchmarks/results/npu_sm8650.json
 
+With --calibrate-activations TEXT it is the W4A16 variant (npu_sm8650_w4a16.json): the KL to the
+CPU's run of the same graph is to_onnx_cpu.
+
 The same Q4_0 blocks as in the GGUF are compiled and run in the emulator on one piece of a prompt
 and two single tokens, teacher-forced, against torch on the rounded weights and against ONNX
 Runtime's CPU. NOT measured: speed. The emulator's time says nothing about a chip, and no chip was
@@ -35,10 +38,16 @@ def main() -> None:
     parser.add_argument("--soc", default="sm8650")
     parser.add_argument("--ctx", type=int, default=1024)
     parser.add_argument("--prefill", type=int, default=64)
+    parser.add_argument(
+        "--calibrate-activations", type=Path, help="Text: 16-bit integer activations (W4A16)."
+    )
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     options = NpuOptions(
-        soc=arguments.soc, context_tokens=arguments.ctx, prefill_tokens=arguments.prefill
+        soc=arguments.soc,
+        context_tokens=arguments.ctx,
+        prefill_tokens=arguments.prefill,
+        activations_text=arguments.calibrate_activations,
     )
     with tempfile.TemporaryDirectory(prefix="edgekd-npu-") as folder:
         result = measure(open_checkpoint(arguments.model), options, Path(folder))

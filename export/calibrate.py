@@ -69,7 +69,7 @@ def plan_for_budget(
     """
     if plan.quant != "q4_0" or options.text is None:
         raise ExportError("a size is spent between q4_0 and q8_0, on calibration text; give both")
-    ids = _read_ids(checkpoint, options.text, N_BUDGET_TOKENS)
+    ids = read_ids(checkpoint, options.text, N_BUDGET_TOKENS)
     costs_nats = measure_costs(checkpoint, plan, ids, progress)
     return plan_within(checkpoint, plan, budget, overhead_bytes(checkpoint, plan), costs_nats)
 
@@ -120,7 +120,7 @@ def calibrate(
         return _round_by_importance(checkpoint, plan, importance, kept)
     if options.text is None:
         return plan
-    ids = _read_ids(checkpoint, options.text, options.n_tokens)
+    ids = read_ids(checkpoint, options.text, options.n_tokens)
     recipe: dict[str, Any] = {
         "method": "gptq" if plan.quant == "q4_0" else "importance matrix",
         "text_sha256": sha256_of(options.text),
@@ -184,7 +184,12 @@ def _values(checkpoint: Checkpoint, plan: Plan, name: str) -> torch.Tensor:
     return rounded_values(checkpoint, name, grid, None)
 
 
-def _read_ids(checkpoint: Checkpoint, text: Path, n_tokens: int) -> list[int]:
+def read_ids(checkpoint: Checkpoint, text: Path, n_tokens: int) -> list[int]:
+    """Return the first tokens of ``text``: whole chunks where it fills one.
+
+    Raises:
+        DataError: it cannot be read, or is empty.
+    """
     try:
         content = text.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -4,7 +4,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -141,7 +140,7 @@ def _export_npu(
             npu["label"] = report["on_npu"]["label"]
         report["npu"] = npu
         files = [path for path in partial.iterdir() if path.is_file()]
-        manifest = _manifest(checkpoint, plan, report, files, "qnn", {"npu": asdict(options)})
+        manifest = _manifest(checkpoint, plan, report, files, "qnn", {"npu": options.describe()})
         write_manifest(manifest_path(partial), manifest)
     return {"path": str(out), "bytes": size_of(out), **report}
 

@@ -23,7 +23,7 @@ from edgekd.devices.memory import peak_rss_bytes
 from edgekd.devices.snapdragon import Soc, find_soc
 from edgekd.errors import ExportError
 from edgekd.runtime.providers import CPU, PROVIDERS, create_session, nodes_of
-from edgekd.runtime.static_model import GRAPHS, Compiled
+from edgekd.runtime.static_model import GRAPHS, Compiled, chip_options
 
 _TIMEOUT_S = 3600
 _TRACE_FILE = "qnn_op_trace.json"
@@ -97,9 +97,7 @@ def compile_here(folder: Path, graph: str, soc: Soc, trace_folder: Path) -> list
         "qnn",
         n_threads=1,
         options={
-            # Without these numbers the emulator calculates in fp32, which no chip does.
-            "soc_model": str(soc.soc_model),
-            "htp_arch": str(soc.htp_arch),
+            **chip_options(soc.soc_model, soc.htp_arch),
             "enable_framework_op_trace": "1",
             "framework_op_trace_dir": str(trace_folder),
         },

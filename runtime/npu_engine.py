@@ -15,6 +15,7 @@ from edgekd.errors import EngineError
 from edgekd.runtime.engine import check_fits
 from edgekd.runtime.providers import create_session, describe_use, engine_name
 from edgekd.runtime.static_model import (
+    HIDDEN,
     HOST_GRAPH,
     graph_files,
     provider_for,
@@ -31,9 +32,11 @@ if TYPE_CHECKING:
 
 # S tokens of a graph, C slots of the cache, V vocabulary
 
-_HIDDEN = -30_000.0
-"""Added to scores of slots that hold nothing: within fp16, and nothing after a softmax."""
-_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
+_TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int16)": "int16",  # of a graph that calculates in whole numbers
+}
 
 
 class NpuEngine:
@@ -110,17 +113,20 @@ class NpuEngine:
 
         graph = "decode" if len(ids) == 1 else "prefill"
         n_slots = 1 if len(ids) == 1 else self._model.prefill_tokens
-        session = self._sessions[graph]
         try:
-            inputs = self._inputs(ids, n_slots)
-            names = ["logits", *(f"new_key_values.{side}" for side in self._cache)]
-            logits, *new = session.run(names, inputs)
+            outputs = self.run_graph(graph, self._inputs(ids, n_slots))
         except Exception as error:  # the library raises a family without a common base
             reason = str(error).strip().splitlines()[0]
             raise EngineError(f"{self.name} failed on {len(ids)} tokens: {reason}") from error
-        self._keep(dict(zip(self._cache, new, strict=True)), len(ids))
-        logits_TV: Logits = logits[0, : len(ids)].astype(np.float32)
+        self._keep({side: outputs[f"new_key_values.{side}"] for side in self._cache}, len(ids))
+        logits_TV: Logits = outputs["logits"][0, : len(ids)].astype(np.float32)
         return logits_TV
+
+    def run_graph(self, graph: str, inputs: "dict[str, NDArray[Any]]") -> "dict[str, NDArray[Any]]":
+        """Return every output of ``graph``, by its name."""
+        session = self._sessions[graph]
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(names, inputs), strict=True))
 
     def _inputs(self, ids: Sequence[int], n_slots: int) -> "dict[str, NDArray[Any]]":
         """Return everything that a graph of ``n_slots`` tokens takes."""
@@ -135,7 +141,7 @@ class NpuEngine:
         inputs = dict(zip(names, prepared, strict=True))
         for kind, window in self._model.windows.items():
             mask_SC = attention_mask(
-                self._position, n_slots, self._model.context_tokens, window
+                self._position, n_slots, self._model.context_tokens, window, self._model.hidden
             ).astype(inputs["hidden"].dtype)
             inputs[f"{kind}mask"] = mask_SC[None, None]
         return inputs | {f"past_key_values.{side}": rows for side, rows in self._cache.items()}
@@ -152,9 +158,13 @@ class NpuEngine:
 
 
 def attention_mask(
-    n_past: int, n_new: int, n_slots: int, window: int | None = None
+    n_past: int,
+    n_new: int,
+    n_slots: int,
+    window: int | None = None,
+    hidden: float = HIDDEN,
 ) -> "NDArray[np.float32]":
-    """Return what is added to the scores [S, C + S]: 0 where a token may look, else far below it.
+    """Return what is added to the scores [S, C + S]: 0 where a token may look, else ``hidden``.
 
     The first ``n_slots`` columns are the cache, of which ``n_past`` slots are filled; behind them
     are the ``n_new`` tokens themselves. A token with a ``window`` sees so many, itself included.
@@ -167,7 +177,7 @@ def attention_mask(
     is_seen = position_T[None] <= position_S[:, None]
     if window is not None:
         is_seen &= position_T[None] > position_S[:, None] - window
-    mask: NDArray[np.float32] = np.where(is_seen, 0, _HIDDEN).astype(np.float32)
+    mask: NDArray[np.float32] = np.where(is_seen, 0, hidden).astype(np.float32)
     return mask
 
 

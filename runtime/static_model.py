@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgekd.devices.snapdragon import detect_soc
 from edgekd.errors import ModelError
@@ -17,6 +17,9 @@ from edgekd.runtime.tokenizer import read_json
 NPU_FILE = "npu.json"
 HOST_GRAPH = "host.onnx"
 GRAPHS = ("prefill", "decode")
+Activations = Literal["fp16", "a16"]
+HIDDEN = -30_000.0
+"""Added to scores of slots that hold nothing: within fp16, and nothing after a softmax."""
 _SCHEMA_VERSION = 1
 
 
@@ -45,6 +48,10 @@ class StaticModel:
     """Tokens that the prefill graph takes at once."""
     windows: dict[str, int | None]
     """How inputs of a kind of layer begin, to how many tokens back it attends; None for all."""
+    activations: Activations = "fp16"
+    """What the graphs calculate in; ``a16`` is unsigned whole numbers of 16 bits."""
+    hidden: float = HIDDEN
+    """Added to the scores of slots that a token may not see."""
     compiled: Compiled | None = None
     """None where only the graphs are there, which the CPU runs."""
 
@@ -120,14 +127,26 @@ def provider_options(model: StaticModel, provider: str) -> dict[str, str]:
     """Return what ``provider`` must be told of the chip that ``model`` is compiled for."""
     if provider != "qnn" or model.compiled is None:
         return {}
+    return chip_options(model.compiled.soc_model, model.compiled.htp_arch)
+
+
+def chip_options(soc_model: int, htp_arch: int) -> dict[str, str]:
+    """Return what QNN must be told of a chip.
+
+    Without the numbers the emulator calculates in fp32, which no chip does. What the graph's ends
+    round or expand would be left to the CPU.
+    """
     return {
-        "soc_model": str(model.compiled.soc_model),
-        "htp_arch": str(model.compiled.htp_arch),
+        "soc_model": str(soc_model),
+        "htp_arch": str(htp_arch),
+        "offload_graph_io_quantization": "0",
     }
 
 
 def _rebuild(model: StaticModel, soc: str) -> str:
     return (
         f"build it with: edgekd export MODEL --format onnx --target qnn --soc {soc} "
-        f"--ctx {model.context_tokens} --prefill {model.prefill_tokens} --out OUT"
+        f"--ctx {model.context_tokens} --prefill {model.prefill_tokens} "
+        + ("--calibrate-activations TEXT " if model.activations == "a16" else "")
+        + "--out OUT"
     )

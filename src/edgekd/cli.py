@@ -94,6 +94,10 @@ def export(
     ctx: Annotated[int, typer.Option(help="Tokens of context, fixed (qnn).")] = 1024,
     prefill: Annotated[int, typer.Option(help="Tokens of a prompt at a time (qnn).")] = 64,
     emulate: Emulate = True,
+    calibrate_activations: Annotated[
+        Path | None,
+        typer.Option(help="Text to round activations to 16-bit integers on (qnn): W4A16."),
+    ] = None,
     calibrate: Annotated[
         Path | None,
         typer.Option(help="Text to round on: GPTQ for q4_0, else an importance matrix."),
@@ -122,6 +126,10 @@ def export(
     """Write MODEL as GGUF or ONNX, verified against its own weights."""
     if format not in ("gguf", "onnx"):
         raise typer.BadParameter(f"{format!r} is neither gguf nor onnx", param_hint="--format")
+    if calibrate_activations is not None and target != "qnn":
+        raise typer.BadParameter(
+            "only graphs for --target qnn have them", param_hint="--calibrate-activations"
+        )
     need("export", "torch", "transformers", "gguf", "onnx")
     from edgekd.export.budget import Budget
     from edgekd.export.calibrate import CalibrationOptions
@@ -139,7 +147,13 @@ def export(
         quant=quant,
         head=head,
         target=target,
-        npu=NpuOptions(soc=soc, context_tokens=ctx, prefill_tokens=prefill, emulate=emulate)
+        npu=NpuOptions(
+            soc=soc,
+            context_tokens=ctx,
+            prefill_tokens=prefill,
+            activations_text=calibrate_activations,
+            emulate=emulate,
+        )
         if target == "qnn"
         else None,
         calibration=CalibrationOptions(
