@@ -10,11 +10,12 @@ genai_config.json too, so both run the very same graph; with BUILT, genai also r
 builder makes of the same checkpoint in as many bits. A prompt of 64 tokens, then 64 greedy tokens
 timed, in turns; the ratio is that of neighbouring turns. Where a model's memory happens to lie
 makes it some percent faster or slower for as long as it is open, so several processes open the
-models anew, in changing order. "edgekd batch" is the engine of the server, with one text.
+models anew, in an order drawn by lot. "edgekd batch" is the engine of the server, with one text.
 """
 
 import argparse
 import json
+import random
 import subprocess
 import sys
 import time
@@ -27,7 +28,6 @@ from decoding import (
     compared,
     edgekd_turn,
     genai_turn,
-    in_turn,
     measure_decoding,
 )
 from record import record
@@ -70,7 +70,8 @@ def measure(
     }
     if built:
         makers[BUILT] = lambda: genai_turn(built, ids, threads)
-    turns = {name: makers[name]() for name in in_turn(list(makers), number)}
+    order = random.Random(number).sample(list(makers), len(makers))
+    turns = {name: makers[name]() for name in order}
     found = measure_decoding({name: turns[name] for name in makers}, GENAI, N_ROUNDS)
     return {name: found[name]["tokens_per_s"]["samples"] for name in makers}
 
