@@ -13,7 +13,6 @@ def test_no_file_is_long_without_a_reason_in_its_first_line() -> None:
     long = [
         path.relative_to(ROOT)
         for path in found
-        if len(lines := path.read_text("utf-8").splitlines()) > MAX_LINES
-        and "long" not in lines[0]
+        if len(lines := path.read_text("utf-8").splitlines()) > MAX_LINES and "long" not in lines[0]
     ]
     assert not long
