@@ -11,7 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from five_rows import FILES, RUNS, curve_of, slug
+from five_rows import FILES, curve_of, slug
+from five_rows_budget import RUNS
 from stages import Json
 
 from edgekd.files import write_text_atomic
