@@ -39,11 +39,10 @@ def so_far(work: Path) -> Json:
 
 
 def _row(row: str, results: dict[str, Json]) -> Json:
-    prefix = f"quality-{slug(row)}-"
+    names = ["text", *results["settings"]["questions"]]
+    stages = {name: f"quality-{slug(row)}-{name}" for name in names}
     measured: dict[str, Any] = {
-        name.removeprefix(prefix): found["models"][0]
-        for name, found in results.items()
-        if name.startswith(prefix)
+        name: results[stage]["models"][0] for name, stage in stages.items() if stage in results
     }
     text = measured.pop("text")
     return {
