@@ -1,6 +1,7 @@
 """A tiny model of the Llama family with a tokenizer of its own, built in memory from a seed."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from edgekd.export.checkpoint import Checkpoint, open_checkpoint
 from edgekd.export.plan import Quant, make_plan
+
+# A shell without job control starts what runs in the background with Ctrl-C ignored, and so would all
+# programs be that the tests start, and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT_TEMPLATE = (
