@@ -12,8 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from edgekd.export.checkpoint import Checkpoint, open_checkpoint
 from edgekd.export.plan import Quant, make_plan
 
-# A shell without job control starts what runs in the background with Ctrl-C ignored, and so would all
-# programs be that the tests start, and interrupt.
+# A shell without job control starts what runs in the background with Ctrl-C ignored, and the
+# programs that tests start and interrupt would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
