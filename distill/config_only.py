@@ -1,7 +1,4 @@
-"""A model that is known by its config alone: enough to plan a run before anything is fetched.
-
-python -c "from edgekd.distill.config_only import open_config; print(open_config(F).n_parameters)"
-"""
+"""A model that is known by its config alone: enough to plan a run before anything is fetched."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -146,8 +146,8 @@ def allocate_cache(session: Any, n_slots: int, context_tokens: int) -> "dict[str
 class CacheBinding:
     """Runs a graph in which each buffer of the cache is past and present, step after step.
 
-    Making a value of an array and binding it takes 10 us, fresh memory for logits as much: what has
-    the shape of the step before is written where that lay.
+    Beside the graph a step costs what it binds and allocates, so what has the shape of the step
+    before is written where that lay.
     """
 
     def __init__(self, session: Any, cache: "dict[str, NDArray[Any]]") -> None:
@@ -194,7 +194,7 @@ class CacheBinding:
         import numpy as np
         import onnxruntime as ort
 
-        # Asking for the outputs instead would wrap the whole cache: 30 us a step.
+        # Asking for the outputs instead would wrap the whole cache at every step.
         self._logits = np.empty(shape, self._logits_type)
         self._values["logits"] = ort.OrtValue.ortvalue_from_numpy(self._logits)
         self._binding.bind_ortvalue_output("logits", self._values["logits"])

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +38,8 @@ from edgekd.runtime.npu_engine import NpuEngine, attention_mask
 from edgekd.runtime.static_model import Compiled, StaticModel, read_static, write_static
 from edgekd.runtime.torch_engine import TorchEngine
 from tests.conftest import make_gguf
+from tests.export.npu_shapes import CONTEXT, PREFILL, PROMPT, needs_qnn
 from tests.export.tiny_models import save_model
-
-CONTEXT, PREFILL = 64, 16
-PROMPT = list(range(5, 25))  # two pieces, the second one padded
-needs_qnn = pytest.mark.skipif(
-    find_spec("onnxruntime_qnn") is None, reason="needs pip install onnxruntime-qnn"
-)
 
 
 def _write(checkpoint: Checkpoint, folder: Path, quant: Quant = "q4_0") -> Path:

@@ -1,6 +1,5 @@
 """Graphs for NPUs with 16-bit integer activations: their ranges, their codes, where they run."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -35,12 +34,8 @@ from edgekd.runtime.npu_engine import NpuEngine
 from edgekd.runtime.static_model import read_static
 from edgekd.runtime.torch_engine import TorchEngine
 from tests.conftest import TEXTS
+from tests.export.npu_shapes import CONTEXT, PREFILL, PROMPT, needs_qnn
 
-CONTEXT, PREFILL = 64, 16
-PROMPT = list(range(5, 25))  # two pieces, the second one padded
-needs_qnn = pytest.mark.skipif(
-    find_spec("onnxruntime_qnn") is None, reason="needs pip install onnxruntime-qnn"
-)
 ENDS = st.floats(-1e4, 1e4, width=32)
 
 

@@ -19,10 +19,8 @@ from edgekd.runtime.model_facts import read_facts
 from edgekd.runtime.model_kind import ModelKind
 from edgekd.runtime.static_model import NPU_FILE
 from tests.conftest import TEXTS
+from tests.export.npu_shapes import needs_qnn
 
-needs_qnn = pytest.mark.skipif(
-    find_spec("onnxruntime_qnn") is None, reason="needs pip install onnxruntime-qnn"
-)
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs/schemas/bench-1.json").read_text())
 ON_NPU = {graph: {"QNNExecutionProvider": 1} for graph in ("prefill", "decode")}
 

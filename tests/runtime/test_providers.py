@@ -2,7 +2,6 @@
 
 import json
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import onnx
@@ -20,10 +19,7 @@ from edgekd.runtime.providers import (
     placement,
     register,
 )
-
-needs_qnn = pytest.mark.skipif(
-    find_spec("onnxruntime_qnn") is None, reason="needs pip install onnxruntime-qnn"
-)
+from tests.export.npu_shapes import needs_qnn
 
 
 def _save(path: Path, *op_types: str) -> Path:
