@@ -18,6 +18,7 @@ from edgekd.runtime.batch_engine import (
     check_step,
 )
 from edgekd.runtime.gguf_header import read_gguf_header
+from edgekd.runtime.huge_pages import in_huge_pages
 from edgekd.runtime.llamacpp_engine import load_gguf, load_library
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ class LlamaCppBatchEngine:
         self.c = c = load_library()
         read_gguf_header(path)
         _check_options(c, options)
-        self.model = load_gguf(path, gpu_layers=options.gpu_layers, mmap=options.mmap)
+        with in_huge_pages():
+            self.model = load_gguf(path, gpu_layers=options.gpu_layers, mmap=options.mmap)
         self.n_slots = options.n_slots
         self.n_threads = options.n_threads
         self.max_outputs = max(MAX_OUTPUTS, options.n_slots)

@@ -9,7 +9,7 @@ That holds on the CPU; on other execution providers a folder gets one sequence (
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekd.errors import EngineError
 from edgekd.runtime.batch_engine import (
@@ -19,14 +19,15 @@ from edgekd.runtime.batch_engine import (
     Work,
     check_step,
 )
+from edgekd.runtime.huge_pages import in_huge_pages
 from edgekd.runtime.onnx_engine import CacheBinding, allocate_cache, input_names, open_session
+from edgekd.runtime.onnx_inputs import StepInputs, make_inputs
 from edgekd.runtime.onnx_runs import Run, plan_runs
 from edgekd.runtime.tokenizer import read_json
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from edgekd.runtime.engine import Logits
+    from edgekd.runtime.onnx_inputs import Arrays
 
 # R rows (slots of a run), S tokens of a row, C context, H heads, D head size
 # N outputs of one slot, V vocabulary
@@ -46,9 +47,10 @@ class OnnxBatchEngine:
             RecipeError: the execution provider is not known or not installed.
         """
         config = read_json(folder / "config.json")
-        self._session = open_session(
-            folder, options.n_threads, options.provider, require_npu=options.require_npu
-        )
+        with in_huge_pages():
+            self._session = open_session(
+                folder, options.n_threads, options.provider, require_npu=options.require_npu
+            )
         self.vocab_size = int(config["vocab_size"])
         self.context_tokens = min(options.context_tokens, int(config["max_position_embeddings"]))
         self.n_slots = options.n_slots
@@ -56,6 +58,7 @@ class OnnxBatchEngine:
         self._inputs = input_names(self._session)
         self._cache = allocate_cache(self._session, self.n_slots, self.context_tokens)
         self._bindings: dict[tuple[int, int], CacheBinding] = {}
+        self._steps: dict[tuple[int, int], StepInputs] = {}
         self._lengths = [0] * options.n_slots
 
     def length(self, slot: int) -> int:
@@ -109,28 +112,27 @@ class OnnxBatchEngine:
             item.slot: _outputs(logits_RNV[item.slot - run.first], run, item) for item in run.items
         }
 
-    def _arrays(self, run: Run, n_kept: int) -> "dict[str, NDArray[Any]]":
-        """Return the inputs that change from run to run; those the graph has, of all we know."""
+    def _arrays(self, run: Run, n_kept: int) -> "Arrays":
+        """Return the inputs that change from run to run."""
         import numpy as np
 
-        n_rows = run.last - run.first + 1
-        ids_RS = np.zeros((n_rows, run.n_tokens), np.int64)
+        lengths = self._lengths[run.first : run.last + 1]
+        if run.n_tokens == 1:
+            ids = [0] * len(lengths)
+            for item in run.items:
+                ids[item.slot - run.first] = item.ids[0]
+            return self._step(run.first, run.last).fill(ids, lengths)
+        ids_RS = np.zeros((len(lengths), run.n_tokens), np.int64)
         for item in run.items:
             ids_RS[item.slot - run.first, : len(item.ids)] = item.ids
-        past_R = np.asarray(self._lengths[run.first : run.last + 1], np.int64)
-        totals_R = past_R + run.n_tokens  # padding counts: queries are the last S of them
-        total = int(totals_R.max())
-        # Ones on the right, so that a graph that counts positions from the mask gets them right.
-        mask_RT = np.arange(total)[None] >= (total - totals_R)[:, None]
-        arrays = {
-            "input_ids": ids_RS,
-            "attention_mask": mask_RT.astype(np.int64),
-            "position_ids": past_R[:, None] + np.arange(run.n_tokens)[None],
-            "seqlens_k": (totals_R - 1).astype(np.int32),
-            "total_sequence_length": np.asarray(total, np.int32),
-            "logits_to_keep": np.asarray([n_kept], np.int64),
-        }
-        return {name: array for name, array in arrays.items() if name in self._inputs}
+        return make_inputs(ids_RS, lengths, n_kept, self._inputs)
+
+    def _step(self, first: int, last: int) -> StepInputs:
+        """Return the inputs of single tokens for the slots ``first`` to ``last``."""
+        if (first, last) not in self._steps:
+            made = StepInputs(last - first + 1, self.context_tokens, self._inputs)
+            self._steps[first, last] = made
+        return self._steps[first, last]
 
     def _binding(self, first: int, last: int) -> CacheBinding:
         """Return the binding whose caches are those of the slots ``first`` to ``last``."""

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import EngineError, ModelError
 from edgekd.runtime.engine import check_fits
+from edgekd.runtime.huge_pages import in_huge_pages
 from edgekd.runtime.onnx_copied_cache import CopiedCache
+from edgekd.runtime.onnx_inputs import StepInputs, make_inputs
 from edgekd.runtime.providers import choose, create_session, describe_use, engine_name
 from edgekd.runtime.tokenizer import read_json
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgekd.runtime.engine import Logits
+    from edgekd.runtime.onnx_inputs import Arrays
 
 # R slots, H heads, C context, D head size
 
@@ -47,21 +50,20 @@ class OnnxEngine:
             RecipeError: the execution provider is not known or not installed.
             EngineError: it cannot be used, or leaves to the CPU what ``require_npu`` forbids.
         """
-        import numpy as np
-
         config = read_json(folder / "config.json")
         chosen = choose(provider)
         self.name = engine_name(chosen)
-        self._session = open_session(folder, n_threads, chosen, require_npu=require_npu)
+        with in_huge_pages():
+            self._session = open_session(folder, n_threads, chosen, require_npu=require_npu)
         self.provider_use = describe_use({"model": self._session}, chosen)
         self.vocab_size = int(config["vocab_size"])
         self.context_tokens = min(context_tokens, int(config["max_position_embeddings"]))
-        self._ones = np.ones((1, self.context_tokens), np.int64)
         is_shared = chosen == "cpu"
         self._cache = allocate_cache(self._session, 1, self.context_tokens if is_shared else 0)
         kind = CacheBinding if is_shared else CopiedCache
         self._binding = kind(self._session, self._cache)
-        self._can_skip_logits = "logits_to_keep" in input_names(self._session)
+        self._inputs = input_names(self._session)
+        self._step = StepInputs(1, self.context_tokens, self._inputs) if is_shared else None
         self._position = 0
 
     @property
@@ -71,25 +73,25 @@ class OnnxEngine:
 
     def forward(self, ids: Sequence[int], *, every_logit: bool = False) -> "Logits":
         """Append ``ids``; return the logits after the last one [V], or after each [T, V]."""
-        import numpy as np
-
         check_fits(self, len(ids))
+        n_kept = len(ids) if every_logit or "logits_to_keep" not in self._inputs else 1
+        inputs = self._arrays(ids, n_kept)
         self._position += len(ids)
-        inputs = {
-            "input_ids": np.asarray([ids], np.int64),
-            "attention_mask": self._ones[:, : self._position],
-        }
-        n_kept = len(ids)
-        if self._can_skip_logits:
-            n_kept = len(ids) if every_logit else 1
-            inputs["logits_to_keep"] = np.asarray([n_kept], np.int64)
         binding = self._binding  # of a closed engine there is none: a bug, and no EngineError
         try:
             logits_TV: Logits = binding.run(inputs, (1, n_kept, self.vocab_size))[0]
         except Exception as error:  # the library raises a family without a common base
             raise EngineError(f"ONNX Runtime failed on {len(ids)} tokens: {error}") from error
-        logits_TV = logits_TV.astype(np.float32, copy=False)  # of a graph in fp16
+        logits_TV = as_float32(logits_TV)
         return logits_TV if every_logit else logits_TV[-1]
+
+    def _arrays(self, ids: Sequence[int], n_kept: int) -> "Arrays":
+        import numpy as np
+
+        if self._step is not None and len(ids) == 1:
+            return self._step.fill(ids, [self._position])
+        ids_1S = np.asarray([ids], np.int64)
+        return make_inputs(ids_1S, [self._position], n_kept, self._inputs)
 
     def rewind(self, position: int = 0) -> None:
         """Forget every token from ``position`` on: later steps overwrite their slots."""
@@ -143,14 +145,21 @@ def allocate_cache(session: Any, n_slots: int, context_tokens: int) -> "dict[str
     return cache
 
 
+def as_float32(logits: "NDArray[Any]") -> "Logits":
+    """Return ``logits`` as the engines hand them out; those of a graph in fp16 are copied."""
+    import numpy as np
+
+    return logits if logits.dtype == np.float32 else logits.astype(np.float32)
+
+
 class CacheBinding:
     """Runs a graph in which each buffer of the cache is past and present, step after step.
 
-    Beside the graph a step costs what it binds and allocates, so what has the shape of the step
-    before is written where that lay.
+    Beside the graph a step costs what it binds and allocates, so an array that was bound for the
+    step before stays, and logits of the same shape are written where those lay.
     """
 
-    def __init__(self, session: Any, cache: "dict[str, NDArray[Any]]") -> None:
+    def __init__(self, session: Any, cache: "Arrays") -> None:
         """Bind the buffers, whose memory is shared: on the CPU an OrtValue holds the array."""
         self._session = session
         self._binding = session.io_binding()
@@ -158,25 +167,22 @@ class CacheBinding:
         self._logits_type = _CACHE_TYPES[found["logits"].type]
         # Bindings of older versions do not keep what is bound.
         self._values: dict[str, Any] = {}
-        self._inputs: dict[str, NDArray[Any]] = {}
+        self._inputs: Arrays = {}
         self._logits: NDArray[Any] | None = None
         self._idle_references = 0
         for name, rows in cache.items():
             self._bind_input(f"{_PAST}{name}", rows)
             self._binding.bind_ortvalue_output(f"present.{name}", self._values[f"{_PAST}{name}"])
 
-    def run(self, inputs: "dict[str, NDArray[Any]]", shape: tuple[int, ...]) -> "NDArray[Any]":
+    def run(self, inputs: "Arrays", shape: tuple[int, ...]) -> "NDArray[Any]":
         """Return the logits for ``inputs``, of a known ``shape``, in memory of their own.
 
         The memory is used again only when nobody holds them, or a part of them, any more.
         """
         for name, array in inputs.items():
-            bound = self._inputs.get(name)
-            if bound is not None and bound.shape == array.shape:
-                bound[...] = array
-            else:
-                self._inputs[name] = array.copy()
-                self._bind_input(name, self._inputs[name])
+            if self._inputs.get(name) is not array:
+                self._inputs[name] = array
+                self._bind_input(name, array)
         if self._logits is None or self._logits.shape != shape or self._is_held():
             self._bind_logits(shape)
         self._session.run_with_iobinding(self._binding)
