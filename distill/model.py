@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import flop_registry, register_flop_formula, sdpa_flop_count
 
 from edgekd.distill.int8_activations import round_activations
 from edgekd.distill.learned_scales import LearnedScales
@@ -20,10 +21,14 @@ from edgekd.distill.losses import (
     distillation_loss,
     held_out_figures,
 )
+from edgekd.distill.tied_embedding import embed, is_tied
 
 # B rows, T tokens, N learned positions, H hidden, V common vocabulary
 
 Batch = dict[str, torch.Tensor]
+
+_ATTENTION_COST = 4
+"""How much longer an operation of it takes than one of a matrix product, on a CPU."""
 
 
 class Teacher(Protocol):
@@ -123,12 +128,12 @@ class DistillModel(nn.Module):
         labels_BT = batch["shift_labels"]
         is_learned_BT = labels_BT != -100
         device = labels_BT.device.type
+        inputs, head_VH = self._student_inputs(batch)
         with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
-            hidden_BTH = self.student.get_decoder()(**backbone_inputs(batch)).last_hidden_state
+            hidden_BTH = self.student.get_decoder()(**inputs).last_hidden_state
         student_NH, labels_N = hidden_BTH[is_learned_BT], labels_BT[is_learned_BT]
         teacher = self._teacher[0]
         target = None if teacher is None else teacher.target(batch, is_learned_BT)
-        head_VH = self.student.get_output_embeddings().weight[: self._vocab_size]
         with torch.autocast(device, enabled=False):
             seen_NH = round_activations(student_NH) if self.rounds_hidden else student_NH
             if is_held_out:
@@ -141,6 +146,17 @@ class DistillModel(nn.Module):
             if self.matching is None or not isinstance(target, OnlineTarget):
                 return parts
             return parts._replace(loss=parts.loss + self.matching(student_NH, target.hidden_NH))
+
+    def _student_inputs(self, batch: Batch) -> tuple[dict[str, Any], torch.Tensor]:
+        """Return what the student's backbone takes, and its head [V, H]."""
+        inputs = backbone_inputs(batch)
+        head_VH = self.student.get_output_embeddings().weight
+        if torch.is_grad_enabled() and is_tied(self.student):
+            embedding = self.student.get_input_embeddings()
+            inputs["inputs_embeds"], head_VH = embed(embedding, inputs.pop("input_ids"))
+        if len(head_VH) > self._vocab_size:  # a slice's gradient is a copy of the whole head
+            head_VH = head_VH[: self._vocab_size]
+        return inputs, head_VH
 
     def learn_scales(self, scales: LearnedScales) -> None:
         """Train ``scales`` too. Their gradients are made after backward, out of DDP's sight."""
@@ -177,7 +193,17 @@ def compile_layers(model: Any) -> None:
     """Compile each decoder layer of ``model``: one compilation serves all of them.
 
     The memory budget has the compiler recompute what is cheap instead of keeping it for backward.
+    Cheap is what has few floating-point operations; of attention on a CPU it does not know them.
     """
     torch._functorch.config.activation_memory_budget = 0.9
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    if attention not in flop_registry:
+        register_flop_formula(attention)(_attention_flops)
     for layer in model.get_decoder().layers:
         layer.compile()
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    """Return what attention costs, in operations of matrix products, from its inputs' shapes."""
+    flops: int = sdpa_flop_count(query, key, value)  # type: ignore[no-untyped-call]
+    return _ATTENTION_COST * flops
