@@ -27,7 +27,7 @@ from edgekd.runtime.engine import Engine
 from edgekd.runtime.fidelity import Fidelity, distances, log_softmax
 from edgekd.runtime.loading import open_model
 from edgekd.runtime.providers import CPU, PROVIDERS, create_session, nodes_of
-from edgekd.runtime.static_model import GRAPHS, is_static
+from edgekd.runtime.static_model import is_static, read_static
 
 if TYPE_CHECKING:
     from edgekd.runtime.engine import Logits
@@ -120,7 +120,7 @@ def placed(path: Path, provider: str) -> list[dict[str, Any]]:
 
 
 def _graphs(folder: Path) -> dict[str, Path]:
-    names = GRAPHS if is_static(folder) else ("model",)
+    names = read_static(folder).all_parts() if is_static(folder) else ["model"]
     return {name: folder / f"{name}.onnx" for name in names}
 
 

@@ -1,8 +1,9 @@
 """Between which values the activations of a graph of fixed shapes lie, seen on a user's text.
 
-The prompt graph is given two more outputs for every value in it, its least and its largest, and
-runs on the CPU over the text, piece by piece with the cache filling as it does in use. Both graphs
-call their values alike, so what is seen in one holds for the other.
+The prompt graph, in however many parts, is given two more outputs for every value in it, its least
+and its largest, and runs on the CPU over the text, piece by piece with the cache filling as it does
+in use. Both graphs call their values alike, so what is seen in one holds for the other; what a part
+hands on is called alike in both, too.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from onnx import TensorProto, helper
 from edgekd.errors import DataError
 from edgekd.export.npu_quantize import Range, activations
 from edgekd.runtime.npu_engine import NpuEngine
+from edgekd.runtime.static_model import read_static
 
 _MARGIN = 2.0
 """Largest values of texts differ by so much, and what lies beyond a range is cut off."""
@@ -35,16 +37,17 @@ def measure_ranges(
     Raises:
         DataError: the text is shorter than a piece, or drives a value to infinity.
     """
-    prefill = folder / "prefill.onnx"
-    plain = prefill.read_bytes()
+    files = [folder / f"{part}.onnx" for part in read_static(folder).parts("prefill")]
+    plain = {file: file.read_bytes() for file in files}
     try:
-        watched = _watched(onnx.load_from_string(plain))
-        prefill.write_bytes(watched.SerializeToString())
+        for file, content in plain.items():
+            file.write_bytes(_watched(onnx.load_from_string(content)).SerializeToString())
         engine = _WatchedEngine(folder, n_threads)
         engine.watch(ids, first_id)
         engine.close()
     finally:
-        prefill.write_bytes(plain)
+        for file, content in plain.items():
+            file.write_bytes(content)
     broken = [name for name, seen in engine.ranges.items() if not np.isfinite(astuple(seen)).all()]
     if broken:
         raise DataError(f"the text drives {broken[0]} to infinity or NaN; the model is damaged")

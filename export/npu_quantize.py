@@ -108,8 +108,9 @@ def quantize_graph(path: Path, ranges: dict[str, Range], hidden: float) -> int:
     that depend on inputs, stay floats.
     """
     model = onnx.load(str(path), load_external_data=False)
-    roundings = _roundings(model, _with_known(model, ranges, hidden))
-    n_values, n_rounded = len(activations(model)), len(roundings)
+    own = {name: ranges[name] for name in activations(model)}  # other parts have other values
+    roundings = _roundings(model, _with_known(model, own, hidden))
+    n_values, n_rounded = len(own), len(roundings)
     _Rounded(model, path.parent, roundings).rewrite()
     path.write_bytes(model.SerializeToString())
     onnx.checker.check_model(str(path))

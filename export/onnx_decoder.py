@@ -74,9 +74,20 @@ class Layers:
 
     def add(self, attention: LayerAttention, embedded: str) -> str:
         """Return the normed output of the last layer."""
-        residual, added = embedded, None
-        for layer in range(self._checkpoint.n_layers):
+        residual, added = self.add_some(attention, embedded, range(self._checkpoint.n_layers))
+        return self.norm_last(residual, added)
+
+    def add_some(
+        self, attention: LayerAttention, residual: str, layers: range
+    ) -> tuple[str, str | None]:
+        """Add ``layers``; return the residual stream and what is still to be added to it."""
+        added = None
+        for layer in layers:
             residual, added = self._layer(attention, residual, added, layer)
+        return residual, added
+
+    def norm_last(self, residual: str, added: str | None) -> str:
+        """Return the norm before the head."""
         normed, _ = self._norms.norm_sum(residual, added, "model.norm")
         return normed
 

@@ -6,6 +6,11 @@ from edgekd.export.checkpoint import Checkpoint
 from edgekd.export.onnx_graph import GraphBuilder
 
 
+def sum_name(norm: str) -> str:
+    """Return what the sum before ``norm`` is called."""
+    return f"{norm}.sum"
+
+
 class Norms:
     """Adds root mean square norms with the weights of a checkpoint."""
 
@@ -35,12 +40,12 @@ class Norms:
         if added is None:
             return self.norm(residual, name), residual
         if not self._is_fused:
-            total = self._b.node("Add", [residual, added], f"{name}.sum")
+            total = self._b.node("Add", [residual, added], sum_name(name))
             return self.norm(total, name), total
         normed, *_, total = self._b.microsoft_node(
             "SkipSimplifiedLayerNormalization",
             [residual, added, self._weight(name)],
-            [f"{name}.output", "", "", f"{name}.sum"],
+            [f"{name}.output", "", "", sum_name(name)],
             epsilon=self._epsilon,
         )
         return normed, total

@@ -55,7 +55,7 @@ def package_android(artifact: Path, out: Path) -> dict[str, Any]:
     with atomic_folder(out) as folder:
         _copy(artifact, folder, model.compiled)
         scripts = {
-            "run-adb.sh": _adb_script(model.compiled),
+            "run-adb.sh": _adb_script(model, model.compiled),
             "run-termux.sh": _termux_script(model),
         }
         for name, text in scripts.items():
@@ -84,14 +84,18 @@ def _copy(artifact: Path, folder: Path, compiled: Compiled) -> None:
         shutil.copyfile(artifact / name, folder / name)
 
 
-def _adb_script(compiled: Compiled) -> str:
-    """Return what runs the decode graph on a phone that is plugged in, with fitting inputs.
+def _adb_script(model: StaticModel, compiled: Compiled) -> str:
+    """Return what runs the decode graph, part by part, on a phone that is plugged in.
+
+    The program makes up fitting inputs itself.
 
     Options after ``onnxruntime_perf_test --help``.
     """
     soc = find_soc(compiled.soc)
+    parts = " ".join(compiled.graphs[part] for part in model.parts("decode"))
     return f"""#!/bin/sh
-# Times single tokens on the NPU of a {soc.title} ({soc.name}) over adb.
+# Times single tokens on the NPU of a {soc.title} ({soc.name}) over adb;
+# of a model in several parts, the times of all parts together are one token's.
 # Status: {_LABEL}; no phone was at hand when this was written.
 # Usage: ./run-adb.sh LIBS, a folder with onnxruntime_perf_test, libonnxruntime.so,
 # libQnnHtp.so, libQnnSystem.so and libQnnHtpV{soc.htp_arch}{{Stub,Skel}}.so for Android arm64:
@@ -108,9 +112,11 @@ fi
 adb shell mkdir -p {_PHONE_FOLDER}/lib
 for file in *; do adb push "$file" {_PHONE_FOLDER}/; done
 for file in "$libs"/*; do adb push "$file" {_PHONE_FOLDER}/lib/; done
-adb shell "cd {_PHONE_FOLDER} && chmod +x lib/onnxruntime_perf_test && \\
-  LD_LIBRARY_PATH=lib ADSP_LIBRARY_PATH=lib lib/onnxruntime_perf_test \\
-  -I -m times -r 50 -e qnn -i 'backend_path|libQnnHtp.so' {compiled.graphs["decode"]}"
+for part in {parts}; do
+  adb shell "cd {_PHONE_FOLDER} && chmod +x lib/onnxruntime_perf_test && \\
+    LD_LIBRARY_PATH=lib ADSP_LIBRARY_PATH=lib lib/onnxruntime_perf_test \\
+    -I -m times -r 50 -e qnn -i 'backend_path|libQnnHtp.so' $part"
+done
 """
 
 

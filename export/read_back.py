@@ -21,7 +21,7 @@ from edgekd.export.onnx_matrices import ROWS_KEY
 from edgekd.export.to_onnx import MODEL_FILE
 from edgekd.runtime.gguf_header import read_gguf_header
 from edgekd.runtime.model_kind import ModelKind, detect_kind
-from edgekd.runtime.static_model import GRAPHS, HOST_GRAPH, is_static
+from edgekd.runtime.static_model import HOST_GRAPH, is_static, read_static
 
 
 def read_gguf_blocks(path: Path, checkpoint: Checkpoint) -> Iterator[tuple[str, Blocks]]:
@@ -49,8 +49,9 @@ def read_onnx_blocks(folder: Path) -> Iterator[tuple[str, Blocks]]:
     Raises:
         VerificationError: the noted rows are not those that the file holds.
     """
-    files = [f"{name}.onnx" for name in GRAPHS] if is_static(folder) else [MODEL_FILE]
-    files += [HOST_GRAPH] if is_static(folder) else []
+    files = [MODEL_FILE]
+    if is_static(folder):
+        files = [*(f"{part}.onnx" for part in read_static(folder).all_parts()), HOST_GRAPH]
     for name in files:
         yield from read_graph_blocks(folder / name)
 

@@ -41,8 +41,9 @@ class StaticAttention:
         matrices: Matrices,
         norms: Norms,
         shape: StaticShape,
+        layers: range,
     ) -> None:
-        """Declare what all layers share as inputs of ``builder``."""
+        """Declare what all ``layers`` of the graph share as inputs of ``builder``."""
         self._b = builder
         self._matrices = matrices
         self._norms = norms
@@ -53,7 +54,7 @@ class StaticAttention:
         self._n_heads = int(checkpoint.config["num_attention_heads"])
         self._n_kv_heads = checkpoint.n_kv_heads
         self._rotary_dim = rotary_dim(checkpoint.config)
-        self._declare_shared_inputs()
+        self._declare_shared_inputs(layers)
 
     def add(self, normed: str, layer: int) -> str:
         """Attend from ``normed`` [1, S, hidden] to the cache and to the tokens before each."""
@@ -160,11 +161,11 @@ class StaticAttention:
         is_windowed = self._architecture.window(layer, self._checkpoint.config) is not None
         return "local_" if is_windowed else ""
 
-    def _declare_shared_inputs(self) -> None:
+    def _declare_shared_inputs(self, layers: range) -> None:
         b, n_new = self._b, self._shape.n_tokens
-        kinds = sorted({self._kind(layer) for layer in range(self._checkpoint.n_layers)})
-        for kind in kinds:
+        rotated = {self._kind(layer) for layer in layers if self._architecture.has_rope(layer)}
+        for kind in sorted({self._kind(layer) for layer in layers}):
             n_all = self._shape.context_tokens + n_new
             b.add_input(f"{kind}mask", b.float_type, [1, 1, n_new, n_all])
-            for table in ("cos", "sin"):
+            for table in ("cos", "sin") if kind in rotated else ():
                 b.add_input(f"{kind}{table}", b.float_type, [1, n_new, self._rotary_dim // 2])

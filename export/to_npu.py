@@ -1,10 +1,10 @@
 """Write a checkpoint as an ONNX folder for NPUs: fixed shapes, compiled where QNN is installed.
 
 The folder holds three graphs over the same weights (``host``, ``prefill``, ``decode``), and with
-QNN a context binary for either of the latter two. Blocks are those of the GGUF file; the graphs
-calculate in fp16, so nothing has to be calibrated, or by choice in 16-bit integers, for which a
-text is. What the host looks up lies in a file of its own: it is all that a device needs beside the
-binaries.
+QNN a context binary for either of the latter two, which are cut into parts where a binary would be
+too large. Blocks are those of the GGUF file; the graphs calculate in fp16, so nothing has to be
+calibrated, or by choice in 16-bit integers, for which a text is. What the host looks up lies in a
+file of its own: it is all that a device needs beside the binaries.
 """
 
 import json
@@ -23,6 +23,7 @@ from edgekd.export.blocks import BITS
 from edgekd.export.calibrate import read_ids
 from edgekd.export.checkpoint import TOKENIZER_FILES, Checkpoint
 from edgekd.export.npu_calibrate import measure_ranges
+from edgekd.export.npu_parts import MAX_BINARY_BYTES, Part, cut_into_parts
 from edgekd.export.npu_quantize import hidden_score, quantize_graph
 from edgekd.export.onnx_graph import FloatType, GraphBuilder
 from edgekd.export.onnx_weights import WeightFiles
@@ -33,7 +34,14 @@ from edgekd.export.static_decoder import add_host_graph, add_static_decoder
 from edgekd.files import sha256_of
 from edgekd.progress import Progress
 from edgekd.runtime.providers import PROVIDERS
-from edgekd.runtime.static_model import GRAPHS, HOST_GRAPH, StaticModel, write_static
+from edgekd.runtime.static_model import (
+    HOST_GRAPH,
+    Compiled,
+    StaticModel,
+    part_names,
+    write_static,
+)
+from edgekd.units import format_bytes
 
 WEIGHTS_FILE = "model.onnx.data"
 HOST_DATA_FILE = "host.data"
@@ -56,6 +64,8 @@ class NpuOptions:
     """Text on which ranges of 16-bit integer activations are calibrated; None for fp16."""
     emulate: bool = True
     """Whether what was compiled is run too, in QNN's emulator: minutes for a large model."""
+    max_binary_bytes: int = MAX_BINARY_BYTES
+    """Of one context binary; layers are dealt out over as many as it takes."""
 
     def __post_init__(self) -> None:
         """Check the sizes.
@@ -85,15 +95,19 @@ def write_npu(
 
     Raises:
         ExportError: the plan asks for a type that the graphs do not have, the context is longer
-            than the model's, or the compiler fails or leaves nodes out.
+            than the model's, a layer or a binary is larger than allowed, or the compiler fails or
+            leaves nodes out.
         DataError: the text for activations cannot be read, is short, or drives them to infinity.
     """
     _check(checkpoint, plan, options)
     text = options.activations_text
     ids = None if text is None else read_ids(checkpoint, text, N_ACTIVATION_TOKENS)
-    write_graphs(checkpoint, plan, folder, options)
-    model = _describe(checkpoint, options)
+    parts = write_graphs(checkpoint, plan, folder, options)
+    if len(parts) > 1:
+        progress.say(f"cut the layers into {len(parts)} parts")
+    model = _describe(checkpoint, options, len(parts))
     write_static(folder, model)
+    described = {"parts": [part.describe() for part in parts]}
     activations: dict[str, Any] = {"type": model.activations}
     if ids is not None:
         progress.say(f"calibrating activations on {len(ids)} tokens of {text}")
@@ -104,17 +118,25 @@ def write_npu(
             "not compiled: install the compiler with pip install onnxruntime-qnn and export again; "
             "until then the graphs run on the CPU"
         )
-        return {"label": "untested", "activations": activations, "compiled": None}
+        return {"label": "untested", **described, "activations": activations, "compiled": None}
     progress.say(f"compiling for {options.soc}; minutes for large models")
     result = compile_graphs(folder, find_soc(options.soc))
+    check_binaries(result.compiled, options.max_binary_bytes)
     write_static(folder, replace(model, compiled=result.compiled))
     placed = {"soc": options.soc, "graphs": result.placement}
     (folder / PLACEMENT_FILE).write_text(json.dumps(placed, indent=1) + "\n", "utf-8")
-    return {"activations": activations, **result.report()}
+    return {**described, "activations": activations, **result.report()}
 
 
-def write_graphs(checkpoint: Checkpoint, plan: Plan, folder: Path, options: NpuOptions) -> None:
-    """Write the three graphs, their weights and the text side into ``folder``."""
+def write_graphs(
+    checkpoint: Checkpoint, plan: Plan, folder: Path, options: NpuOptions
+) -> list[Part]:
+    """Write the graphs, their weights and the text side into ``folder``; return the parts of each.
+
+    Raises:
+        ExportError: a layer or the head is larger than a binary may be.
+    """
+    parts = cut_into_parts(checkpoint, plan, options.max_binary_bytes)
     apart = dict.fromkeys(_HOST_WEIGHTS, folder / HOST_DATA_FILE)
     sizes = {"prefill": options.prefill_tokens, "decode": 1}
     # Scales of 16-bit codes may be too small for fp16, so those graphs are of fp32 around them.
@@ -123,16 +145,18 @@ def write_graphs(checkpoint: Checkpoint, plan: Plan, folder: Path, options: NpuO
         host = GraphBuilder(weights, floats)
         add_host_graph(host, checkpoint, plan, options.context_tokens)
         host.save(folder / HOST_GRAPH, "edgekd host", _OPSET)
-        for name, n_tokens in sizes.items():
-            builder = GraphBuilder(weights, floats)
+        for graph, n_tokens in sizes.items():
             shape = StaticShape(n_tokens, options.context_tokens)
-            add_static_decoder(builder, checkpoint, plan, shape)
-            builder.save(folder / f"{name}.onnx", f"edgekd {name}", _OPSET)
+            for name, part in zip(part_names(graph, len(parts)), parts, strict=True):
+                builder = GraphBuilder(weights, floats)
+                add_static_decoder(builder, checkpoint, plan, shape, part)
+                builder.save(folder / f"{name}.onnx", f"edgekd {name}", _OPSET)
     for name in TOKENIZER_FILES:
         if (checkpoint.folder / name).is_file():
             shutil.copyfile(checkpoint.folder / name, folder / name)
     config = checkpoint.config | {"max_position_embeddings": options.context_tokens}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    return parts
 
 
 def round_activations(
@@ -140,7 +164,7 @@ def round_activations(
 ) -> tuple[StaticModel, dict[str, int]]:
     """Give the float graphs in ``folder`` activations of 16 bits, calibrated on ``ids``.
 
-    Returns ``model`` as it then is, and for each graph how many of its values stay floats.
+    Returns ``model`` as it then is, and for each part how many of its values stay floats.
 
     Raises:
         DataError: there are too few tokens, or they drive a value to infinity.
@@ -151,10 +175,26 @@ def round_activations(
     )
     rounded = replace(model, activations="a16", hidden=hidden_score(ranges))
     left = {
-        graph: quantize_graph(folder / f"{graph}.onnx", ranges, rounded.hidden) for graph in GRAPHS
+        part: quantize_graph(folder / f"{part}.onnx", ranges, rounded.hidden)
+        for part in model.all_parts()
     }
     write_static(folder, rounded)
     return rounded, left
+
+
+def check_binaries(compiled: Compiled, limit_bytes: int) -> None:
+    """Hold what came out against what was asked for.
+
+    Raises:
+        ExportError: a binary is larger than ``limit_bytes``.
+    """
+    for name, n_bytes in compiled.binaries.items():
+        if n_bytes > limit_bytes:
+            raise ExportError(
+                f"{name} is {format_bytes(n_bytes)}, and --max-binary allows "
+                f"{format_bytes(limit_bytes)}: QNN added more than expected; allow more if the "
+                "chip takes it, or less to cut the layers into more parts"
+            )
 
 
 def _check(checkpoint: Checkpoint, plan: Plan, options: NpuOptions) -> None:
@@ -169,7 +209,7 @@ def _check(checkpoint: Checkpoint, plan: Plan, options: NpuOptions) -> None:
         raise ExportError("16-bit activations go with matrices on a grid, not with f16; use q4_0")
 
 
-def _describe(checkpoint: Checkpoint, options: NpuOptions) -> StaticModel:
+def _describe(checkpoint: Checkpoint, options: NpuOptions, n_parts: int) -> StaticModel:
     architecture, config = checkpoint.architecture, checkpoint.config
     layers = (architecture.window(layer, config) for layer in range(checkpoint.n_layers))
     windows = {"" if window is None else "local_": window for window in layers}
@@ -177,4 +217,5 @@ def _describe(checkpoint: Checkpoint, options: NpuOptions) -> StaticModel:
         context_tokens=options.context_tokens,
         prefill_tokens=options.prefill_tokens,
         windows=windows,
+        n_parts=n_parts,
     )

@@ -167,28 +167,32 @@ def _facts_of_onnx(path: Path) -> ModelFacts:
         import onnx
     except ImportError:
         return _unknown(source, "reading a graph needs the onnx package: pip install onnx")
-    file = path / ("decode.onnx" if is_static(path) else "model.onnx")
-    if not file.is_file():
-        return _unknown(source, f"{path.name} holds binaries for an NPU, and no {file.name}")
-    graph = onnx.load(file, load_external_data=False).graph
-    weights = {entry.name: entry for entry in graph.initializer}
-    origins = {n.output[0]: n.input[0] for n in graph.node if n.op_type in _RESHAPING}
+    names = read_static(path).parts("decode") if is_static(path) else ["model"]
+    files = [path / f"{name}.onnx" for name in names]
+    for file in files:
+        if not file.is_file():
+            return _unknown(source, f"{path.name} holds binaries for an NPU, and no {file.name}")
+    graphs = [onnx.load(file, load_external_data=False).graph for file in files]
+    nodes = [node for graph in graphs for node in graph.node]
+    weights = {entry.name: entry for graph in graphs for entry in graph.initializer}
+    origins = {node.output[0]: node.input[0] for node in nodes if node.op_type in _RESHAPING}
     looked_up: set[str] = set()
     multiplied: set[str] = set()
     n_all = n_body = 0
-    for node in graph.node:
-        names = {_origin(name, origins) for name in node.input} & weights.keys()
+    for node in nodes:
+        read_by = {_origin(name, origins) for name in node.input} & weights.keys()
         if node.op_type.startswith("Gather"):
-            looked_up |= names
+            looked_up |= read_by
         elif node.op_type not in _RESHAPING:
-            multiplied |= names
+            multiplied |= read_by
         if node.op_type in ("MatMulNBits", "MatMul", "Gemm"):
-            n_values = _n_values(node, [weights[name].dims for name in names])
+            n_values = _n_values(node, [weights[name].dims for name in read_by])
             n_all += n_values
             n_body += 0 if "logits" in node.output else n_values
     read = sum(_onnx_bytes(weights[name]) for name in weights.keys() - (looked_up - multiplied))
     n_slots = read_static(path).context_tokens if is_static(path) else 1
-    kv_bytes = sum(_kv_row_bytes(entry) for entry in graph.input) // n_slots
+    inputs = [entry for graph in graphs for entry in graph.input]
+    kv_bytes = sum(_kv_row_bytes(entry) for entry in inputs) // n_slots
     kv = Reading.measured(kv_bytes, "bytes/token", source)
     return _facts(f"{source}, matrices only", n_all, n_body, read, kv)
 

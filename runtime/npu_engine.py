@@ -4,7 +4,8 @@ Prompts go through the prefill graph in pieces of its size, the last one padded;
 through the decode graph. Both see the whole cache, of which a mask hides what is not filled, and
 hand out new keys and values, which are written into their slots here: nothing ever moves, and to
 forget is to fill the mask from an earlier slot on. Embeddings and rotary tables are looked up by a
-graph of their own on the CPU, whatever runs the layers.
+graph of their own on the CPU, whatever runs the layers. A graph in parts runs part after part, each
+on the cache of its own layers and on what the part before hands on.
 """
 
 from collections.abc import Sequence
@@ -66,18 +67,18 @@ class NpuEngine:
         self.vocab_size = int(read_json(folder / "config.json")["vocab_size"])
         self.context_tokens = min(context_tokens, self._model.context_tokens)
         self._sessions = {
-            graph: create_session(
+            part: create_session(
                 path,
                 chosen,
                 n_threads=n_threads,
                 require_npu=require_npu,
                 options=provider_options(self._model, chosen),
             )
-            for graph, path in graph_files(folder, self._model, chosen, root).items()
+            for part, path in graph_files(folder, self._model, chosen, root).items()
         }
         self._host = create_session(folder / HOST_GRAPH, "cpu", n_threads=n_threads)
         self.provider_use = describe_use(self._sessions, chosen)
-        self._cache = _allocate(self._sessions["decode"])
+        self._cache = _allocate([self._sessions[part] for part in self._model.parts("decode")])
         self._position = 0
 
     @property
@@ -108,7 +109,7 @@ class NpuEngine:
         self._host = None
 
     def _append(self, ids: Sequence[int]) -> "Logits":
-        """Run one graph; return the logits [T, V] of the tokens without the padding."""
+        """Run a graph's parts; return the logits [T, V] of the tokens without the padding."""
         import numpy as np
 
         graph = "decode" if len(ids) == 1 else "prefill"
@@ -123,13 +124,18 @@ class NpuEngine:
         return logits_TV
 
     def run_graph(self, graph: str, inputs: "dict[str, NDArray[Any]]") -> "dict[str, NDArray[Any]]":
-        """Return every output of ``graph``, by its name."""
-        session = self._sessions[graph]
-        names = [output.name for output in session.get_outputs()]
-        return dict(zip(names, session.run(names, inputs), strict=True))
+        """Return every output of the parts of ``graph``, by its name."""
+        outputs: dict[str, NDArray[Any]] = {}
+        for part in self._model.parts(graph):
+            session = self._sessions[part]
+            known = inputs | outputs
+            taken = {entry.name: known[entry.name] for entry in session.get_inputs()}
+            names = [entry.name for entry in session.get_outputs()]
+            outputs |= zip(names, session.run(names, taken), strict=True)
+        return outputs
 
     def _inputs(self, ids: Sequence[int], n_slots: int) -> "dict[str, NDArray[Any]]":
-        """Return everything that a graph of ``n_slots`` tokens takes."""
+        """Return everything that a graph of ``n_slots`` tokens takes, whichever part of it."""
         import numpy as np
 
         padded = np.zeros((1, n_slots), np.int64)
@@ -181,13 +187,14 @@ def attention_mask(
     return mask
 
 
-def _allocate(session: Any) -> "dict[str, NDArray[Any]]":
+def _allocate(sessions: Sequence[Any]) -> "dict[str, NDArray[Any]]":
     """Return a zeroed buffer for each layer and side of the cache, keyed like ``0.key``."""
     import numpy as np
 
     prefix = "past_key_values."
     return {
         entry.name.removeprefix(prefix): np.zeros(entry.shape, _TYPES[entry.type])
+        for session in sessions
         for entry in session.get_inputs()
         if entry.name.startswith(prefix)
     }

@@ -1,6 +1,9 @@
 """What lies in an ONNX folder for NPUs, and whether its binaries fit the machine.
 
 ``npu.json`` names the graphs, the sizes that they were made for, and what they were compiled for.
+A graph is one file, or several parts of consecutive layers that run one after the other:
+
+    read_static(folder).parts("prefill")    # ["prefill"], or ["prefill_1", "prefill_2"]
 """
 
 import json
@@ -20,7 +23,8 @@ GRAPHS = ("prefill", "decode")
 Activations = Literal["fp16", "a16"]
 HIDDEN = -30_000.0
 """Added to scores of slots that hold nothing: within fp16, and nothing after a softmax."""
-_SCHEMA_VERSION = 1
+_WHOLE_SCHEMA, _SPLIT_SCHEMA = 1, 2
+"""Versions of ``npu.json``: an edgekd that knows no parts refuses those, and reads the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +37,7 @@ class Compiled:
     sdk: str
     """Version of Qualcomm's AI Engine Direct SDK that wrote them."""
     graphs: dict[str, str]
-    """``prefill`` and ``decode`` to the file that wraps its binary."""
+    """Each part of ``prefill`` and ``decode`` to the file that wraps its binary."""
     binaries: dict[str, int]
     """File of a binary to its bytes."""
 
@@ -52,8 +56,23 @@ class StaticModel:
     """What the graphs calculate in; ``a16`` is unsigned whole numbers of 16 bits."""
     hidden: float = HIDDEN
     """Added to the scores of slots that a token may not see."""
+    n_parts: int = 1
+    """Files that each graph is cut into."""
     compiled: Compiled | None = None
     """None where only the graphs are there, which the CPU runs."""
+
+    def parts(self, graph: str) -> list[str]:
+        """Return what the files of ``graph`` are called, without their ends, in running order."""
+        return part_names(graph, self.n_parts)
+
+    def all_parts(self) -> list[str]:
+        """Return the parts of every graph."""
+        return [part for graph in GRAPHS for part in self.parts(graph)]
+
+
+def part_names(graph: str, n_parts: int) -> list[str]:
+    """Return the names of a graph's parts, in order; of one part it is the graph's."""
+    return [graph] if n_parts == 1 else [f"{graph}_{1 + part}" for part in range(n_parts)]
 
 
 def is_static(folder: Path) -> bool:
@@ -69,7 +88,7 @@ def read_static(folder: Path) -> StaticModel:
     """
     content: dict[str, Any] = read_json(folder / NPU_FILE)
     try:
-        if content.pop("schema_version") != _SCHEMA_VERSION:
+        if content.pop("schema_version") != _schema(content.get("n_parts", 1)):
             raise ValueError("another schema version")
         compiled = content.pop("compiled")
         return StaticModel(**content, compiled=Compiled(**compiled) if compiled else None)
@@ -81,7 +100,9 @@ def read_static(folder: Path) -> StaticModel:
 
 def write_static(folder: Path, model: StaticModel) -> None:
     """Write ``npu.json`` into ``folder``."""
-    content = {"schema_version": _SCHEMA_VERSION, **asdict(model)}
+    content = {"schema_version": _schema(model.n_parts), **asdict(model)}
+    if model.n_parts == 1:
+        del content["n_parts"]
     (folder / NPU_FILE).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
@@ -97,14 +118,14 @@ def provider_for(folder: Path, model: StaticModel, asked: str) -> str:
 
 
 def graph_files(folder: Path, model: StaticModel, provider: str, root: Path) -> dict[str, Path]:
-    """Return the files of the prefill and decode graphs for ``provider``.
+    """Return the file of every part of the prefill and decode graphs for ``provider``.
 
     Raises:
         ModelError: QNN is asked for, and nothing is compiled for the chip below ``root``; or
             another is, and only binaries are there.
     """
     if provider != "qnn":
-        files = {name: folder / f"{name}.onnx" for name in GRAPHS}
+        files = {part: folder / f"{part}.onnx" for part in model.all_parts()}
         if not all(path.is_file() for path in files.values()):
             raise ModelError(f"{folder} holds binaries for an NPU only; use --ep qnn")
         return files
@@ -120,7 +141,7 @@ def graph_files(folder: Path, model: StaticModel, provider: str, root: Path) -> 
             f"{folder} is compiled for {compiled.soc} (Hexagon v{compiled.htp_arch}), this machine "
             f"is {found}; {_rebuild(model, found)}"
         )
-    return {name: folder / compiled.graphs[name] for name in GRAPHS}
+    return {part: folder / compiled.graphs[part] for part in model.all_parts()}
 
 
 def provider_options(model: StaticModel, provider: str) -> dict[str, str]:
@@ -141,6 +162,10 @@ def chip_options(soc_model: int, htp_arch: int) -> dict[str, str]:
         "htp_arch": str(htp_arch),
         "offload_graph_io_quantization": "0",
     }
+
+
+def _schema(n_parts: int) -> int:
+    return _WHOLE_SCHEMA if n_parts == 1 else _SPLIT_SCHEMA
 
 
 def _rebuild(model: StaticModel, soc: str) -> str:

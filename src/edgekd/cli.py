@@ -93,6 +93,9 @@ def export(
     soc: Annotated[str, typer.Option(help="Chip to compile for (qnn), such as sm8750.")] = "sm8650",
     ctx: Annotated[int, typer.Option(help="Tokens of context, fixed (qnn).")] = 1024,
     prefill: Annotated[int, typer.Option(help="Tokens of a prompt at a time (qnn).")] = 64,
+    max_binary: Annotated[
+        str, typer.Option(help="Of one compiled file (qnn); larger models are cut by layers.")
+    ] = "1GB",
     emulate: Emulate = True,
     calibrate_activations: Annotated[
         Path | None,
@@ -153,6 +156,7 @@ def export(
             prefill_tokens=prefill,
             activations_text=calibrate_activations,
             emulate=emulate,
+            max_binary_bytes=parse_bytes(max_binary),
         )
         if target == "qnn"
         else None,
@@ -289,6 +293,8 @@ def _npu_summary(report: dict[str, Any]) -> str:
     if (npu := report.get("npu")) is None:
         return ""
     lines = [f"\n  NPU: {npu['label']}"]
+    if (n_parts := len(npu["parts"])) > 1:
+        lines.append(f", in {n_parts} parts")
     if npu["compiled"]:
         left, soc = sum(npu["nodes_on_cpu"].values()), npu["compiled"]["soc"]
         lines.append(f" for {soc}, {left} of {sum(npu['nodes'].values())} nodes on the CPU")

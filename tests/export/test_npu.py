@@ -27,7 +27,6 @@ from edgekd.export.to_npu import (
     PLACEMENT_FILE,
     WEIGHTS_FILE,
     NpuOptions,
-    write_graphs,
     write_npu,
 )
 from edgekd.export.verify import blocks_equal, check_blocks, verify_as_recorded
@@ -35,34 +34,16 @@ from edgekd.manifest import read_manifest
 from edgekd.progress import Silence
 from edgekd.runtime.loading import open_model
 from edgekd.runtime.npu_engine import NpuEngine, attention_mask
-from edgekd.runtime.static_model import Compiled, StaticModel, read_static, write_static
+from edgekd.runtime.static_model import Compiled, read_static, write_static
 from edgekd.runtime.torch_engine import TorchEngine
 from tests.conftest import make_gguf
-from tests.export.npu_shapes import CONTEXT, PREFILL, PROMPT, needs_qnn
+from tests.export.npu_shapes import CONTEXT, PREFILL, PROMPT, needs_qnn, write_uncompiled
 from tests.export.tiny_models import save_model
-
-
-def _write(checkpoint: Checkpoint, folder: Path, quant: Quant = "q4_0") -> Path:
-    """Write the graphs without compiling them, whatever is installed."""
-    folder.mkdir()
-    options = NpuOptions(context_tokens=CONTEXT, prefill_tokens=PREFILL)
-    write_graphs(checkpoint, make_plan(checkpoint, quant), folder, options)
-    windows = {
-        "" if window is None else "local_": window
-        for window in (
-            checkpoint.architecture.window(layer, checkpoint.config)
-            for layer in range(checkpoint.n_layers)
-        )
-    }
-    write_static(
-        folder, StaticModel(context_tokens=CONTEXT, prefill_tokens=PREFILL, windows=windows)
-    )
-    return folder
 
 
 @pytest.fixture(scope="module")
 def static(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _write(tiny, tmp_path_factory.mktemp("static") / "tiny")
+    return write_uncompiled(tiny, tmp_path_factory.mktemp("static") / "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +170,7 @@ def test_every_family_gives_what_torch_gives(name: str, quant: Quant, tmp_path: 
     engine = TorchEngine(rounded_model(checkpoint, make_plan(checkpoint, quant)), CONTEXT)
     ids = list(range(5, 55))  # beyond Gemma's window
     expected = engine.forward(ids, every_logit=True)
-    with _engine(_write(checkpoint, tmp_path / "npu", quant)) as static:
+    with _engine(write_uncompiled(checkpoint, tmp_path / "npu", quant)) as static:
         found = np.concatenate(
             [
                 static.forward(ids[:48], every_logit=True),
@@ -267,7 +248,7 @@ def test_unknown_chips_and_sizes_that_do_not_fit_are_refused(
 
 def test_a_damaged_description_is_refused(static: Path, tmp_path: Path) -> None:
     content = json.loads((static / "npu.json").read_text())
-    (tmp_path / "npu.json").write_text(json.dumps(content | {"schema_version": 2}))
+    (tmp_path / "npu.json").write_text(json.dumps(content | {"schema_version": 3}))
     with pytest.raises(ModelError, match="another schema version.*export the model again"):
         read_static(tmp_path)
 
