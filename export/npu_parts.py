@@ -21,9 +21,9 @@ from edgekd.export.plan import Plan
 from edgekd.units import format_bytes
 
 MAX_BINARY_BYTES = 1_000_000_000
-"""Unless the user says otherwise. Models beyond 3.5 GB do not fit a process domain
-(https://github.com/microsoft/onnxruntime/pull/20930): so much holds the binaries of a part's prompts
-and of its single tokens, a gigabyte each, and leaves room for the cache and what is calculated."""
+"""Unless the user says otherwise: 3.5 GB do not fit into a process domain any more
+(https://github.com/microsoft/onnxruntime/pull/20930). It has room for two binaries of this size, a
+part's for prompts and for single tokens, with the cache and what they calculate."""
 _ADDED_SHARE = 0.05
 """Of the weights, which QNN adds: up to 4.3 % in benchmarks/results/npu_sm8*.json."""
 _ADDED_BYTES = 128_000
@@ -122,7 +122,7 @@ def _check_pieces(sizes_bytes: Sequence[int], limit_bytes: int) -> None:
             name = "the head" if is_head else f"layer {piece}"
             smaller = "--head q4_0" if is_head else "--quant q4_0"
             raise ExportError(
-                f"{name} alone takes up to {format_bytes(size_bytes)} of a binary, and --max-binary "
-                f"allows {format_bytes(limit_bytes)}: allow more, or store it in less, as with "
-                f"{smaller}"
+                f"{name} alone takes up to {format_bytes(size_bytes)} of a binary, and "
+                f"--max-binary allows {format_bytes(limit_bytes)}: allow more, or store it in "
+                f"less, as with {smaller}"
             )

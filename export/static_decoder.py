@@ -10,10 +10,10 @@ import numpy as np
 from onnx import TensorProto
 
 from edgekd.export.checkpoint import Checkpoint
+from edgekd.export.npu_parts import Part
 from edgekd.export.onnx_decoder import Layers, add_embedding
 from edgekd.export.onnx_graph import GraphBuilder
 from edgekd.export.onnx_matrices import Matrices
-from edgekd.export.npu_parts import Part
 from edgekd.export.onnx_norms import Norms, sum_name
 from edgekd.export.plan import Plan
 from edgekd.export.rope import rope_inv_freq

@@ -22,7 +22,7 @@ def write_uncompiled(
     checkpoint: Checkpoint, folder: Path, quant: Quant = "q4_0", **options: Any
 ) -> Path:
     """Write the graphs without compiling them, whatever is installed."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     chosen = NpuOptions(context_tokens=CONTEXT, prefill_tokens=PREFILL, **options)
     parts = write_graphs(checkpoint, make_plan(checkpoint, quant), folder, chosen)
     windows = {
