@@ -3,7 +3,8 @@
     python benchmarks/npu.py MODEL --soc sm8650 --out benchmarks/results/npu_sm8650.json
 
 With --calibrate-activations TEXT it is the W4A16 variant (npu_sm8650_w4a16.json): the KL to the
-CPU's run of the same graph is to_onnx_cpu.
+CPU's run of the same graph is to_onnx_cpu. With --max-binary-bytes the model is cut into parts
+(npu_sm8650_parts.json).
 
 The same Q4_0 blocks as in the GGUF are compiled and run in the emulator on one piece of a prompt
 and two single tokens, teacher-forced, against torch on the rounded weights and against ONNX
@@ -19,11 +20,13 @@ from typing import Any
 from record import record
 
 from edgekd.export.checkpoint import Checkpoint, open_checkpoint
+from edgekd.export.npu_parts import MAX_BINARY_BYTES
 from edgekd.export.plan import make_plan, parse_quant
 from edgekd.export.to_npu import HOST_DATA_FILE, WEIGHTS_FILE, NpuOptions, write_npu
 from edgekd.export.verify import check_blocks
 from edgekd.export.verify_npu import verify_on_npu
 from edgekd.progress import make_progress
+from edgekd.runtime.static_model import GRAPHS, read_static
 from edgekd.units import format_bytes
 
 _Q4_0_BITS = 4.5
@@ -41,6 +44,7 @@ def main() -> None:
     parser.add_argument(
         "--calibrate-activations", type=Path, help="Text: 16-bit integer activations (W4A16)."
     )
+    parser.add_argument("--max-binary-bytes", type=int, default=MAX_BINARY_BYTES)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     options = NpuOptions(
@@ -48,6 +52,7 @@ def main() -> None:
         context_tokens=arguments.ctx,
         prefill_tokens=arguments.prefill,
         activations_text=arguments.calibrate_activations,
+        max_binary_bytes=arguments.max_binary_bytes,
     )
     with tempfile.TemporaryDirectory(prefix="edgekd-npu-") as folder:
         result = measure(open_checkpoint(arguments.model), options, Path(folder))
@@ -66,7 +71,11 @@ def measure(checkpoint: Checkpoint, options: NpuOptions, folder: Path) -> dict[s
     # A tied head is multiplied by on the NPU, so every weight is in the binary.
     wanted_bytes = checkpoint.n_parameters * _Q4_0_BITS / 8
     binaries: dict[str, int] = report["compiled"]["binaries"]
-    ratios = {name: n_bytes / wanted_bytes for name, n_bytes in binaries.items()}
+    model = read_static(folder)
+    ratios = {
+        graph: sum(binaries[f"{part}_ctx_qnn.bin"] for part in model.parts(graph)) / wanted_bytes
+        for graph in GRAPHS
+    }
     assert max(ratios.values()) <= _MAX_SIZE_RATIO, ratios
     return {
         "context_tokens": options.context_tokens,

@@ -19,6 +19,7 @@ from edgekd.errors import ExportError, ModelError
 from edgekd.export.checkpoint import Checkpoint, open_checkpoint
 from edgekd.export.export_model import export_model
 from edgekd.export.npu_parts import cut_evenly, cut_into_parts, piece_bytes
+from edgekd.export.npu_quantize import Range, activations, quantize_graph
 from edgekd.export.package_android import package_android
 from edgekd.export.plan import Quant, make_plan
 from edgekd.export.to_npu import PLACEMENT_FILE, NpuOptions, check_binaries
@@ -230,6 +231,18 @@ def test_with_16_bit_activations_a_cut_model_gives_the_same_logits_bit_for_bit(
     reports = [read_manifest(folder / "edgekd.json")["verification"] for folder in (whole, cut)]
     left = [report["npu"]["activations"]["values_in_fp16"] for report in reports]
     assert left == [dict.fromkeys(["prefill", "decode"], 0), dict.fromkeys(PARTS, 0)]
+
+
+def test_values_that_stay_floats_are_counted_in_their_own_part(
+    tiny: Checkpoint, tmp_path: Path
+) -> None:
+    folder = write_uncompiled(tiny, tmp_path / "npu", max_binary_bytes=LIMIT_BYTES, **FP32)
+    files = [folder / f"{part}.onnx" for part in read_static(folder).parts("decode")]
+    loaded = [onnx.load(str(file), load_external_data=False) for file in files]
+    names = {name for model in loaded for name in activations(model)}
+    ranges = dict.fromkeys(names, Range(-1.0, 1.0, 0.1))
+    ranges["model.norm.sum"] = Range(-874.0, 22_828.0, 3.1)
+    assert [quantize_graph(file, ranges, -30.0) for file in files] == [0, 1]
 
 
 @pytest.fixture(scope="module")
