@@ -62,9 +62,10 @@ def run_ours(arm: str, teacher: Path, student: Path, text: Path, folder: str) ->
     import torch
     from transformers import TrainingArguments
 
+    from edgekd.distill.compile_layers import compile_layers
     from edgekd.distill.data import Document
     from edgekd.distill.loss_options import LossOptions
-    from edgekd.distill.model import DistillModel, OnlineTeacher, compile_layers
+    from edgekd.distill.model import DistillModel, OnlineTeacher
     from edgekd.distill.packing import pack
     from edgekd.distill.trainer import DistillTrainer, collate
     from edgekd.distill.vocabulary import vocabulary_size

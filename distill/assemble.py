@@ -14,6 +14,7 @@ from transformers import (
 
 from edgekd.distill.cache_format import LogitCache
 from edgekd.distill.cached_teacher import CachedTeacher
+from edgekd.distill.compile_layers import compile_layers
 from edgekd.distill.cross_tokenizer import CrossTeacher
 from edgekd.distill.data import Document
 from edgekd.distill.grid import GridCallback
@@ -32,7 +33,6 @@ from edgekd.distill.model import (
     HiddenMatching,
     OnlineTeacher,
     Teacher,
-    compile_layers,
 )
 from edgekd.distill.on_policy import StudentWriter
 from edgekd.distill.packing import Row

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import flop_registry, register_flop_formula, sdpa_flop_count
 
 from edgekd.distill.int8_activations import round_activations
 from edgekd.distill.learned_scales import LearnedScales
@@ -26,9 +25,6 @@ from edgekd.distill.tied_embedding import embed, is_tied
 # B rows, T tokens, N learned positions, H hidden, V common vocabulary
 
 Batch = dict[str, torch.Tensor]
-
-_ATTENTION_COST = 4
-"""How much longer an operation of it takes than one of a matrix product, on a CPU."""
 
 
 class Teacher(Protocol):
@@ -187,23 +183,3 @@ def document_mask(segment_ids_BT: torch.Tensor) -> torch.Tensor:
         n_tokens, n_tokens, dtype=torch.bool, device=segment_ids_BT.device
     ).tril()
     return (same_BTT & causal_TT)[:, None]
-
-
-def compile_layers(model: Any) -> None:
-    """Compile each decoder layer of ``model``: one compilation serves all of them.
-
-    The memory budget has the compiler recompute what is cheap instead of keeping it for backward.
-    Cheap is what has few floating-point operations; of attention on a CPU it does not know them.
-    """
-    torch._functorch.config.activation_memory_budget = 0.9
-    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    if attention not in flop_registry:
-        register_flop_formula(attention)(_attention_flops)
-    for layer in model.get_decoder().layers:
-        layer.compile()
-
-
-def _attention_flops(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-    """Return what attention costs, in operations of matrix products, from its inputs' shapes."""
-    flops: int = sdpa_flop_count(query, key, value)  # type: ignore[no-untyped-call]
-    return _ATTENTION_COST * flops
