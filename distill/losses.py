@@ -285,6 +285,7 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_loss = grads[0]
         grad_hidden_NH, grad_head_VH = ctx.grads
+        del ctx.grads  # what nobody else holds becomes the weight's gradient without a copy
         hidden_dtype, head_dtype = ctx.dtypes
         grad_hidden = (grad_hidden_NH * grad_loss).to(hidden_dtype)
         grad_head = None if grad_head_VH is None else grad_head_VH.mul_(grad_loss).to(head_dtype)
@@ -334,7 +335,7 @@ def _add_product(
         if is_first:
             total[slab] = product
         else:
-            total[slab] += product
+            total[slab].add_(product)  # +=, on an index, would also copy the slab onto itself
 
 
 def chunk_tokens_of(

@@ -42,18 +42,26 @@ def cell(entry: dict[str, Any]) -> str:
 
 
 def fuzz_table(runs: list[dict[str, Any]]) -> str:
-    """Return one row for each target's last run."""
+    """Return one row for each target: all of its runs together, and when the last one was."""
     lines = [
         "| target | minutes | runs | branches | findings | crashes, hangs | not again | on |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for run in runs:
+    for target in dict.fromkeys(run["target"] for run in runs):
+        own = [run for run in runs if run["target"] == target]
+        findings = {place for run in own for place in run["findings"]}
         lines.append(
-            f"| {run['target']} | {run['minutes']:.0f} | {run['executions']:,} "
-            f"| {run['branches_covered']} | {len(run['findings'])} "
-            f"| {run['crashes_hangs_or_memory']} | {run['not_reproduced']} | {run['date'][:10]} |"
+            f"| {target} | {total(own, 'minutes'):.0f} | {total(own, 'executions'):,} "
+            f"| {max(run['branches_covered'] for run in own)} | {len(findings)} "
+            f"| {total(own, 'crashes_hangs_or_memory')} | {total(own, 'not_reproduced')} "
+            f"| {own[-1]['date'][:10]} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def total(runs: list[dict[str, Any]], field: str) -> Any:
+    """Return the sum of ``field`` over ``runs``."""
+    return sum(run[field] for run in runs)
 
 
 def main() -> None:

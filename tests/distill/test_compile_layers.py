@@ -34,7 +34,7 @@ def test_attention_is_not_computed_again_for_backward() -> None:
 
     plain = gradient()
     compile_layers(model)
-    torch.testing.assert_close(gradient(), plain, rtol=1e-4, atol=1e-4)
+    assert (gradient() - plain).norm() < 1e-5 * plain.norm()
     with torch.profiler.profile() as profile:
         gradient()
     calls = {event.key: event.count for event in profile.key_averages()}

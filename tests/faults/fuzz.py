@@ -4,7 +4,7 @@
 
 What reaches new branches and is small joins tests/faults/corpus/TARGET, where test_corpus.py
 replays it; findings lie in --work until they are mended and put there too. The record,
-benchmarks/results/fuzz.json, keeps the last run of each target. Needs atheris: the group "fuzz".
+benchmarks/results/fuzz.json, keeps every run. Needs atheris: the group "fuzz".
 """
 
 import argparse
@@ -117,19 +117,21 @@ def _commit() -> str:
 
 
 def record(run: dict[str, Any]) -> None:
-    """Put ``run`` in the place of the last one of its target."""
+    """Add ``run`` to those of its target, or correct the one that began when it did."""
     runs = json.loads(RECORD.read_text()) if RECORD.is_file() else []
-    kept = [entry for entry in runs if entry["target"] != run["target"]]
-    kept.append(run)
-    kept.sort(key=lambda entry: NAMES.index(entry["target"]))
-    RECORD.write_text(json.dumps(kept, indent=2) + "\n")
+    kept = [entry for entry in runs if _key(entry) != _key(run)]
+    RECORD.write_text(json.dumps(sorted([*kept, run], key=_key), indent=2) + "\n")
+
+
+def _key(run: dict[str, Any]) -> tuple[int, str]:
+    return NAMES.index(run["target"]), run["date"]
 
 
 def recheck(targets: list[str], work: Path) -> None:
-    """Correct the record of ``targets`` after running again what was found in ``work``."""
-    for run in json.loads(RECORD.read_text()):
-        if run["target"] in targets:
-            record(run | _sorted_out(run["target"], work))
+    """Correct the last run of ``targets`` after running again what was found in ``work``."""
+    last = {run["target"]: run for run in json.loads(RECORD.read_text())}
+    for target in targets:
+        record(last[target] | _sorted_out(target, work))
 
 
 def main() -> None:
