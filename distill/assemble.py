@@ -23,11 +23,13 @@ from edgekd.distill.int8_activations import round_inputs
 from edgekd.distill.learned_scales import LearnedScales
 from edgekd.distill.load_models import (
     backbone_dtype,
+    for_machine,
     load_student,
     load_teacher,
     what_to_compile,
 )
 from edgekd.distill.loss_options import LossOptions
+from edgekd.distill.machines import has_native_bf16
 from edgekd.distill.model import (
     DistillModel,
     HiddenMatching,
@@ -95,6 +97,7 @@ def make_model(
     student_checkpoint: Checkpoint, teacher_source: TeacherSource, text: Text, recipe: Recipe
 ) -> DistillModel:
     """Return student, teacher and loss as one module."""
+    recipe = for_machine(recipe, has_native_bf16())
     torch.manual_seed(recipe.seed)
     student = load_student(student_checkpoint, recipe)
     teacher, shape = _make_teacher(teacher_source, text, recipe)

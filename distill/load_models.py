@@ -4,11 +4,13 @@ import atexit
 import shutil
 import tempfile
 import warnings
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 
+from edgekd.distill.machines import has_native_bf16
 from edgekd.distill.recipe import Recipe
 from edgekd.errors import MissingExtraError, ModelError
 from edgekd.export.checkpoint import Checkpoint
@@ -72,11 +74,19 @@ def load_teacher(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Any, bool]:
 
 def backbone_dtype(precision: str) -> torch.dtype:
     """Return bfloat16 where it is asked for, or where the processor multiplies it natively."""
-    if precision == "auto":
-        native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        has_bf16 = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else native
-        return torch.bfloat16 if has_bf16 else torch.float32
-    return torch.bfloat16 if precision == "bf16" else torch.float32
+    is_low = has_native_bf16() if precision == "auto" else precision == "bf16"
+    return torch.bfloat16 if is_low else torch.float32
+
+
+def for_machine(recipe: Recipe, has_bf16: bool) -> Recipe:
+    """Return ``recipe`` with fp32 for each auto that can mean nothing else on such a machine.
+
+    Heads of a machine with bf16 stay auto: they begin in bf16 and end in float32.
+    """
+    if has_bf16:
+        return replace(recipe, precision="bf16") if recipe.precision == "auto" else recipe
+    autos = [name for name in ("precision", "head_precision") if getattr(recipe, name) == "auto"]
+    return replace(recipe, **dict.fromkeys(autos, "fp32"))
 
 
 def can_compile() -> bool:

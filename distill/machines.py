@@ -25,6 +25,8 @@ class Machine:
     bf16_flops: float
     fp32_flops: float
     """Rates of large matrix products, in FLOP per second."""
+    has_bf16: bool = True
+    """Multiplies it natively; others imitate it, slowly."""
     n_devices: int = 1
     """Of all nodes together."""
     is_gpu: bool = False
@@ -49,6 +51,7 @@ _GPUS = {
     "RTX3090-24GB": (24e9, 71e12, 36e12, 32e9),
     "T4-16GB": (16e9, 65e12, 8e12, 16e9),
 }
+_WITHOUT_BF16 = ("T4-16GB",)  # older than NVIDIA's compute capability 8.0
 _NAME = re.compile(r"(?:([1-9]\d*)x)?(?:([1-9]\d*)x)?(\D.*)")
 
 
@@ -63,7 +66,9 @@ def this_machine(*, with_speed: bool) -> Machine:
     rates = [math.nan, math.nan]
     if with_speed:
         rates = [_matmul_flops(device, dtype) for dtype in (torch.bfloat16, torch.float32)]
-    return Machine(name, float(free), rates[0], rates[1], is_gpu=device == "cuda")
+    return Machine(
+        name, float(free), rates[0], rates[1], has_native_bf16(), is_gpu=device == "cuda"
+    )
 
 
 def named_machine(text: str, network_gbit: float | None = None) -> Machine:
@@ -91,12 +96,20 @@ def named_machine(text: str, network_gbit: float | None = None) -> Machine:
         memory,
         bf16,
         fp32,
-        n_nodes * per_node,
+        has_bf16=match[3] not in _WITHOUT_BF16,
+        n_devices=n_nodes * per_node,
         is_gpu=True,
         n_nodes=n_nodes,
         link_bytes_per_s=link,
         node_bytes_per_s=gbit * _BYTES_PER_GBIT,
     )
+
+
+def has_native_bf16() -> bool:
+    """Return whether the device that trains multiplies bf16; others imitate it, slowly."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def rss_bytes() -> int:
@@ -106,7 +119,9 @@ def rss_bytes() -> int:
 
 def _matmul_flops(device: str, dtype: torch.dtype) -> float:
     """Return the rate of a product of a usual shape, the best within the probe's time."""
-    left = torch.randn(1024, 1024, device=device, dtype=dtype)
+    is_native = dtype != torch.bfloat16 or has_native_bf16()
+    n_rows = 1024 if is_native else 16  # of which one product takes as long
+    left = torch.randn(n_rows, 1024, device=device, dtype=dtype)
     right = torch.randn(1024, 4096, device=device, dtype=dtype)
     wait: Callable[[], None] = torch.cuda.synchronize if device == "cuda" else lambda: None
     best_s, end_s = math.inf, time.monotonic() + _PROBE_S / 2
@@ -115,4 +130,4 @@ def _matmul_flops(device: str, dtype: torch.dtype) -> float:
         left @ right
         wait()
         best_s = min(best_s, time.perf_counter() - start_s)
-    return 2 * 1024 * 1024 * 4096 / best_s
+    return 2 * n_rows * 1024 * 4096 / best_s

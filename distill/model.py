@@ -4,6 +4,7 @@ The wrapped module's forward does everything, heads included, so that DDP and FS
 weight that is used. Positions that are not learned never reach a head.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
@@ -20,7 +21,7 @@ from edgekd.distill.losses import (
     distillation_loss,
     held_out_figures,
 )
-from edgekd.distill.tied_embedding import embed, is_tied
+from edgekd.distill.tied_embedding import is_tied, tied
 
 # B rows, T tokens, N learned positions, H hidden, V common vocabulary
 
@@ -124,9 +125,7 @@ class DistillModel(nn.Module):
         labels_BT = batch["shift_labels"]
         is_learned_BT = labels_BT != -100
         device = labels_BT.device.type
-        inputs, head_VH = self._student_inputs(batch)
-        with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
-            hidden_BTH = self.student.get_decoder()(**inputs).last_hidden_state
+        hidden_BTH, head_VH = self._hidden_and_head(batch, device)
         student_NH, labels_N = hidden_BTH[is_learned_BT], labels_BT[is_learned_BT]
         teacher = self._teacher[0]
         target = None if teacher is None else teacher.target(batch, is_learned_BT)
@@ -143,16 +142,20 @@ class DistillModel(nn.Module):
                 return parts
             return parts._replace(loss=parts.loss + self.matching(student_NH, target.hidden_NH))
 
-    def _student_inputs(self, batch: Batch) -> tuple[dict[str, Any], torch.Tensor]:
-        """Return what the student's backbone takes, and its head [V, H]."""
-        inputs = backbone_inputs(batch)
-        head_VH = self.student.get_output_embeddings().weight
+    def _hidden_and_head(self, batch: Batch, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the student's hidden states [B, T, H] of ``batch``, and its head [V, H]."""
+        head: AbstractContextManager[torch.Tensor] = nullcontext(
+            self.student.get_output_embeddings().weight
+        )
         if torch.is_grad_enabled() and is_tied(self.student):
-            embedding = self.student.get_input_embeddings()
-            inputs["inputs_embeds"], head_VH = embed(embedding, inputs.pop("input_ids"))
+            head = tied(self.student.get_input_embeddings(), batch["input_ids"])
+        autocast = torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32)
+        with head as head_VH, autocast:
+            decoder = self.student.get_decoder()
+            hidden_BTH = decoder(**backbone_inputs(batch)).last_hidden_state
         if len(head_VH) > self._vocab_size:  # a slice's gradient is a copy of the whole head
             head_VH = head_VH[: self._vocab_size]
-        return inputs, head_VH
+        return hidden_BTH, head_VH
 
     def learn_scales(self, scales: LearnedScales) -> None:
         """Train ``scales`` too. Their gradients are made after backward, out of DDP's sight."""

@@ -16,7 +16,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from edgekd.distill.cache import CaptureSettings
 from edgekd.distill.cache_format import largest_record_bytes
-from edgekd.distill.load_models import backbone_dtype, what_to_compile
+from edgekd.distill.load_models import (
+    backbone_dtype,
+    for_machine,
+    what_to_compile,
+)
 from edgekd.distill.losses import chunk_tokens_of
 from edgekd.distill.machines import Machine, rss_bytes
 from edgekd.distill.recipe import Recipe
@@ -100,6 +104,7 @@ def plan_run(
     is_cached: bool = False,
 ) -> Plan:
     """Return what ``recipe`` needs on ``machine``; ``teacher`` is None where none is run."""
+    recipe = for_machine(recipe, machine.has_bf16)
     n_student, n_teacher = student.n_parameters, teacher.n_parameters if teacher else 0
     n_trained = _n_trained(recipe, student)
     n_tokens = recipe.rows_per_step * recipe.row_tokens

@@ -4,13 +4,18 @@ Autograd makes one for each use, both as large as the weight, of which the embed
 for the tokens of the batch, and adds them: at 49,152 tokens a tenth of a small student's step.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-# B rows, T tokens, N = B T, V vocabulary, H hidden
+# B rows, T tokens, N = B T, U distinct tokens, V vocabulary, H hidden
+
+
+_NO_PADDING = -1
 
 
 def is_tied(model: Any) -> bool:
@@ -24,15 +29,21 @@ def is_tied(model: Any) -> bool:
     )
 
 
-def embed(embedding: nn.Embedding, ids_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the embeddings [B, T, H] of ``ids_BT``, and the weight [V, H] as the head's.
+@contextmanager
+def tied(embedding: nn.Embedding, ids_BT: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield the weight [V, H] as the head's; in the block ``embedding`` is asked for ``ids_BT``.
 
-    The gradient of the head is changed in place: nobody else may hold it.
+    What else a decoder does with ids and embeddings stays its own affair. The gradient of the head
+    is changed in place: nobody else may hold it.
     """
-    found: tuple[torch.Tensor, torch.Tensor] = _Tied.apply(  # type: ignore[no-untyped-call]
+    found_BTH, head_VH = _Tied.apply(  # type: ignore[no-untyped-call]
         embedding.weight, ids_BT, embedding.padding_idx
     )
-    return found
+    handle = embedding.register_forward_hook(lambda *_: found_BTH)
+    try:
+        yield head_VH
+    finally:
+        handle.remove()
 
 
 class _Tied(torch.autograd.Function):
@@ -51,6 +62,10 @@ class _Tied(torch.autograd.Function):
         ids_N, grad_NH = ids_BT.flatten(), grad_BTH.flatten(0, 1)
         if ctx.padding_id is not None:  # as nn.Embedding: padding learns nothing
             grad_NH = grad_NH.masked_fill((ids_N == ctx.padding_id)[:, None], 0)
-        # Not index_add_, whose sums on a GPU depend on luck.
-        grad_VH.index_put_((ids_N,), grad_NH.to(grad_VH.dtype), accumulate=True)
+        # Threads that add to one row at the same time would leave the order of sums to luck.
+        rows_U, places_N = ids_N.unique(return_inverse=True)
+        sums_UH = torch.ops.aten.embedding_dense_backward(
+            grad_NH, places_N, len(rows_U), _NO_PADDING, False
+        )
+        grad_VH[rows_U] += sums_UH.to(grad_VH.dtype)
         return grad_VH, None, None

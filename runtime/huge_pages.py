@@ -52,15 +52,19 @@ def collapse(ranges: Sequence[Range]) -> int:
 
 
 def filled_ranges() -> list[Range]:
-    """Return what of this process's own memory could be huge pages and is mostly there."""
-    if not (_SIZE.exists() and _PAGE_MAP.exists()):
+    """Return what of this process's own memory could be huge pages and is mostly there.
+
+    Nothing where the system does not tell: it is no Linux, or hides it from the process.
+    """
+    try:
+        with _PAGE_MAP.open("rb", buffering=0) as page_map:
+            return [
+                each
+                for each in _huge_ranges(int(_SIZE.read_text()))
+                if _resident_share(page_map, *each) >= _MIN_RESIDENT_SHARE
+            ]
+    except OSError:
         return []
-    with _PAGE_MAP.open("rb", buffering=0) as page_map:
-        return [
-            each
-            for each in _huge_ranges(int(_SIZE.read_text()))
-            if _resident_share(page_map, *each) >= _MIN_RESIDENT_SHARE
-        ]
 
 
 def _huge_ranges(size: int) -> Iterator[Range]:

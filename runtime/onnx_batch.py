@@ -21,7 +21,7 @@ from edgekd.runtime.batch_engine import (
 )
 from edgekd.runtime.huge_pages import in_huge_pages
 from edgekd.runtime.onnx_engine import CacheBinding, allocate_cache, input_names, open_session
-from edgekd.runtime.onnx_inputs import StepInputs, make_inputs
+from edgekd.runtime.onnx_inputs import Mask, StepInputs, make_inputs
 from edgekd.runtime.onnx_runs import Run, plan_runs
 from edgekd.runtime.tokenizer import read_json
 
@@ -59,6 +59,7 @@ class OnnxBatchEngine:
         self._cache = allocate_cache(self._session, self.n_slots, self.context_tokens)
         self._bindings: dict[tuple[int, int], CacheBinding] = {}
         self._steps: dict[tuple[int, int], StepInputs] = {}
+        self._mask = Mask(self.n_slots, self.context_tokens)
         self._lengths = [0] * options.n_slots
 
     def length(self, slot: int) -> int:
@@ -91,6 +92,7 @@ class OnnxBatchEngine:
     def close(self) -> None:
         """Free the model and the caches."""
         self._bindings.clear()
+        self._steps.clear()
         self._cache.clear()
         self._session = None
 
@@ -130,8 +132,8 @@ class OnnxBatchEngine:
     def _step(self, first: int, last: int) -> StepInputs:
         """Return the inputs of single tokens for the slots ``first`` to ``last``."""
         if (first, last) not in self._steps:
-            made = StepInputs(last - first + 1, self.context_tokens, self._inputs)
-            self._steps[first, last] = made
+            mask = self._mask.part(slice(first, last + 1))
+            self._steps[first, last] = StepInputs(mask, self._inputs)
         return self._steps[first, last]
 
     def _binding(self, first: int, last: int) -> CacheBinding:

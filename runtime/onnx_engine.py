@@ -14,7 +14,7 @@ from edgekd.errors import EngineError, ModelError
 from edgekd.runtime.engine import check_fits
 from edgekd.runtime.huge_pages import in_huge_pages
 from edgekd.runtime.onnx_copied_cache import CopiedCache
-from edgekd.runtime.onnx_inputs import StepInputs, make_inputs
+from edgekd.runtime.onnx_inputs import Mask, StepInputs, make_inputs
 from edgekd.runtime.providers import choose, create_session, describe_use, engine_name
 from edgekd.runtime.tokenizer import read_json
 
@@ -63,7 +63,8 @@ class OnnxEngine:
         kind = CacheBinding if is_shared else CopiedCache
         self._binding = kind(self._session, self._cache)
         self._inputs = input_names(self._session)
-        self._step = StepInputs(1, self.context_tokens, self._inputs) if is_shared else None
+        mask = Mask(1, self.context_tokens)
+        self._step = StepInputs(mask, self._inputs) if is_shared else None
         self._position = 0
 
     @property

@@ -7,6 +7,7 @@ prompt alone is told by the width (as many columns as tokens), and a continued o
 """
 
 from collections.abc import Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -42,6 +43,32 @@ def make_inputs(
     return {name: array for name, array in arrays.items() if name in names}
 
 
+class Mask:
+    """A mask as wide as the context: one for all rows, however many of them a step takes."""
+
+    def __init__(self, n_rows: int, context_tokens: int) -> None:
+        """Begin without a one."""
+        import numpy as np
+
+        self.ones_RC = np.zeros((n_rows, context_tokens), np.int64)
+        self._counts_R = np.zeros(n_rows, np.int64)
+
+    def part(self, rows: slice) -> "Mask":
+        """Return ``rows`` of it, in the same memory."""
+        part = copy(self)
+        part.ones_RC, part._counts_R = self.ones_RC[rows], self._counts_R[rows]
+        return part
+
+    def mark(self, row: int, count: int) -> None:
+        """Have ``count`` ones on the right of ``row``."""
+        width, before = self.ones_RC.shape[1], int(self._counts_R[row])
+        if count > before:
+            self.ones_RC[row, width - count : width - before] = 1
+        else:
+            self.ones_RC[row, width - before : width - count] = 0
+        self._counts_R[row] = count
+
+
 class StepInputs:
     """The same for one token in each row, in arrays that stay where they are.
 
@@ -49,15 +76,15 @@ class StepInputs:
     anew is read from memory: of 7 ms for a step, 0.1 went into the mask alone.
     """
 
-    def __init__(self, n_rows: int, context_tokens: int, names: set[str]) -> None:
-        """Make the arrays of those ``names`` that we know."""
+    def __init__(self, mask: Mask, names: set[str]) -> None:
+        """Make the arrays of those ``names`` that we know; only ``mask`` may be others' too."""
         import numpy as np
 
-        self._counts = [0] * n_rows
+        n_rows, context_tokens = mask.ones_RC.shape
+        self._mask = mask
         self._ids_R1 = np.zeros((n_rows, 1), np.int64)
-        self._mask_RC = np.zeros((n_rows, context_tokens), np.int64)
-        self._arrays = make_inputs(self._ids_R1, self._counts, 1, names)
-        self._arrays |= {"attention_mask": self._mask_RC}
+        self._arrays = make_inputs(self._ids_R1, [0] * n_rows, 1, names)
+        self._arrays |= {"attention_mask": mask.ones_RC}
         self._positions_R1 = self._arrays.get("position_ids")
         self._last_R = self._arrays.get("seqlens_k")
         if "total_sequence_length" in self._arrays:
@@ -67,18 +94,9 @@ class StepInputs:
         """Return the inputs of rows that hold ``lengths`` tokens and get one of ``ids`` each."""
         self._ids_R1[:, 0] = ids
         for row, length in enumerate(lengths):
-            self._mark(row, length + 1)
+            self._mask.mark(row, length + 1)
         if self._positions_R1 is not None:
             self._positions_R1[:, 0] = lengths
         if self._last_R is not None:
             self._last_R[:] = lengths
         return self._arrays
-
-    def _mark(self, row: int, count: int) -> None:
-        """Have ``count`` ones on the right of the mask's ``row``."""
-        width, before = self._mask_RC.shape[1], self._counts[row]
-        if count > before:
-            self._mask_RC[row, width - count : width - before] = 1
-        else:
-            self._mask_RC[row, width - before : width - count] = 0
-        self._counts[row] = count

@@ -91,11 +91,20 @@ def read_static(folder: Path) -> StaticModel:
         if content.pop("schema_version") != _schema(content.get("n_parts", 1)):
             raise ValueError("another schema version")
         compiled = content.pop("compiled")
-        return StaticModel(**content, compiled=Compiled(**compiled) if compiled else None)
+        model = StaticModel(**content, compiled=Compiled(**compiled) if compiled else None)
+        _check_parts(model)
+        return model
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
             f"{folder / NPU_FILE} is not what this edgekd writes ({error}); export the model again"
         ) from error
+
+
+def _check_parts(model: StaticModel) -> None:
+    if type(model.n_parts) is not int or model.n_parts < 1:
+        raise ValueError(f"n_parts is {model.n_parts!r}")
+    if model.compiled and (missing := {*model.all_parts()} - model.compiled.graphs.keys()):
+        raise ValueError(f"no binary of {', '.join(sorted(missing))}")
 
 
 def write_static(folder: Path, model: StaticModel) -> None:
@@ -173,5 +182,6 @@ def _rebuild(model: StaticModel, soc: str) -> str:
         f"build it with: edgekd export MODEL --format onnx --target qnn --soc {soc} "
         f"--ctx {model.context_tokens} --prefill {model.prefill_tokens} "
         + ("--calibrate-activations TEXT " if model.activations == "a16" else "")
+        + ("--max-binary SIZE " if model.n_parts > 1 else "")
         + "--out OUT"
     )

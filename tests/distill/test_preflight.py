@@ -64,6 +64,17 @@ def test_every_switch_saves_what_it_is_for(tiny: Checkpoint) -> None:
     assert cached.flop_per_token == 6 * tiny.n_parameters
 
 
+def test_auto_is_what_the_planned_machine_has_whatever_plans_it(tiny: Checkpoint) -> None:
+    autos = replace(RECIPE, precision="auto", head_precision="auto")
+    low = replace(autos, precision="bf16")
+    plain = replace(RECIPE, precision="fp32", head_precision="fp32")
+    for machine, recipe in ((MACHINE, low), (replace(MACHINE, has_bf16=False), plain)):
+        found, wanted = (plan_run(each, tiny, tiny, 400, machine) for each in (autos, recipe))
+        assert found.tokens_per_s == wanted.tokens_per_s
+        assert (found.teacher_bytes, found.loss_bytes) == (wanted.teacher_bytes, wanted.loss_bytes)
+    assert named_machine("8xL4-24GB").has_bf16 and not named_machine("T4-16GB").has_bf16
+
+
 def test_what_cannot_fit_is_refused_with_what_would_help(tiny: Checkpoint) -> None:
     small = replace(MACHINE, memory_bytes=1e6)
     plan = plan_run(RECIPE, tiny, tiny, 400, small)

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -246,10 +246,23 @@ def test_unknown_chips_and_sizes_that_do_not_fit_are_refused(
     assert len({soc.soc_model for soc in SOCS}) == len(SOCS)
 
 
-def test_a_damaged_description_is_refused(static: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"schema_version": 3}, "another schema version"),
+        ({"schema_version": 2, "n_parts": "2"}, "n_parts is '2'"),
+        ({"schema_version": 2, "n_parts": 0}, "n_parts is 0"),
+        ({"compiled": {"graphs": {"prefill": "p"}}}, "no binary of decode"),
+    ],
+)
+def test_a_damaged_description_is_refused(
+    changes: dict[str, Any], fault: str, static: Path, tmp_path: Path
+) -> None:
     content = json.loads((static / "npu.json").read_text())
-    (tmp_path / "npu.json").write_text(json.dumps(content | {"schema_version": 3}))
-    with pytest.raises(ModelError, match="another schema version.*export the model again"):
+    if "compiled" in changes:
+        changes = {"compiled": asdict(_compiled_for("sm8750")) | changes["compiled"]}
+    (tmp_path / "npu.json").write_text(json.dumps(content | changes))
+    with pytest.raises(ModelError, match=f"{fault}.*export the model again"):
         read_static(tmp_path)
 
 

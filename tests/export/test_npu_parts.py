@@ -178,6 +178,8 @@ def test_a_whole_model_is_described_as_before_and_a_cut_one_apart(
     cut = write_uncompiled(tiny, tmp_path / "cut", max_binary_bytes=LIMIT_BYTES)
     content = json.loads((cut / "npu.json").read_text())
     assert content["schema_version"] == 2 and read_static(cut).all_parts() == PARTS
+    with pytest.raises(ModelError, match="--prefill 16 --max-binary SIZE --out OUT"):
+        NpuEngine(cut, CONTEXT, 1, "qnn")
     (cut / "npu.json").write_text(json.dumps(content | {"schema_version": 1}))
     with pytest.raises(ModelError, match="another schema version"):
         read_static(cut)

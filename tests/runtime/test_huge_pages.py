@@ -50,8 +50,10 @@ def wait_for_gathering() -> None:
 @needs_huge_pages
 def test_what_a_block_fills_is_gathered_and_stays_what_it_is(memory: mmap.mmap) -> None:
     content = bytes(range(256)) * (SIZE_BYTES // 2 // 256)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)  # or a system that always gives them would do it
     with in_huge_pages():
         memory.write(content)
+        memory.madvise(mmap.MADV_HUGEPAGE)
     wait_for_gathering()
     assert huge_bytes(address_of(memory)) >= SIZE_BYTES // 2 - (4 << 20)
     assert memory[: len(content)] == content
@@ -92,10 +94,13 @@ def test_memory_that_is_gone_is_left_out() -> None:
     assert collapse(gone) == 0
 
 
-def test_without_huge_pages_nothing_happens(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "place"), [("_SIZE", "no such file"), ("_PAGE_MAP", ".")], ids=["missing", "hidden"]
+)
+def test_where_the_system_does_not_tell_nothing_happens(
+    name: str, place: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(huge_pages, "_SIZE", tmp_path / "no such file")
+    monkeypatch.setattr(huge_pages, name, tmp_path / place)  # a folder cannot be opened
     n_threads = threading.active_count()
     with in_huge_pages():
         kept = bytearray(SIZE_BYTES)

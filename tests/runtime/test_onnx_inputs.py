@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekd.runtime.onnx_engine import OnnxEngine
-from edgekd.runtime.onnx_inputs import StepInputs, make_inputs
+from edgekd.runtime.onnx_inputs import Mask, StepInputs, make_inputs
 
 NAMES = {
     "input_ids",
@@ -26,7 +26,7 @@ def rows_of_lengths(n_rows: int) -> st.SearchStrategy[list[list[int]]]:
 
 @given(steps=st.integers(1, 4).flatmap(rows_of_lengths))
 def test_arrays_that_stay_hold_what_new_ones_would(steps: Sequence[Sequence[int]]) -> None:
-    kept = StepInputs(len(steps[0]), CONTEXT_TOKENS, NAMES)
+    kept = StepInputs(Mask(len(steps[0]), CONTEXT_TOKENS), NAMES)
     for number, lengths in enumerate(steps):
         ids = [number * 10 + row for row in range(len(lengths))]
         found = kept.fill(ids, lengths)
@@ -41,9 +41,20 @@ def test_arrays_that_stay_hold_what_new_ones_would(steps: Sequence[Sequence[int]
             assert found[name].dtype == made[name].dtype
 
 
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 3), st.integers(0, 9)), max_size=9))
+def test_runs_of_rows_share_one_mask(runs: Sequence[tuple[int, int, int]]) -> None:
+    mask, counts = Mask(5, CONTEXT_TOKENS), [0] * 5
+    for first, n_rows, length in runs:
+        rows = slice(first, first + n_rows)
+        lengths = [length + row for row in range(n_rows)]
+        StepInputs(mask.part(rows), NAMES).fill([0] * n_rows, lengths)
+        counts[rows] = [each + 1 for each in lengths]
+        assert mask.ones_RC.sum(-1).tolist() == counts
+
+
 def test_only_what_a_graph_takes_is_made() -> None:
     names = {"input_ids", "attention_mask"}
-    assert StepInputs(2, CONTEXT_TOKENS, names).fill([1, 2], [3, 4]).keys() == names
+    assert StepInputs(Mask(2, CONTEXT_TOKENS), names).fill([1, 2], [3, 4]).keys() == names
     assert make_inputs(np.zeros((2, 3), np.int64), [0, 0], 1, names).keys() == names
 
 
