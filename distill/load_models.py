@@ -83,10 +83,11 @@ def for_machine(recipe: Recipe, has_bf16: bool) -> Recipe:
 
     Heads of a machine with bf16 stay auto: they begin in bf16 and end in float32.
     """
-    if has_bf16:
-        return replace(recipe, precision="bf16") if recipe.precision == "auto" else recipe
-    autos = [name for name in ("precision", "head_precision") if getattr(recipe, name) == "auto"]
-    return replace(recipe, **dict.fromkeys(autos, "fp32"))
+    if recipe.precision == "auto":
+        recipe = replace(recipe, precision="bf16" if has_bf16 else "fp32")
+    if recipe.head_precision == "auto" and not has_bf16:
+        recipe = replace(recipe, head_precision="fp32")
+    return recipe
 
 
 def can_compile() -> bool:

@@ -108,7 +108,7 @@ def named_machine(text: str, network_gbit: float | None = None) -> Machine:
 def has_native_bf16() -> bool:
     """Return whether the device that trains multiplies bf16; others imitate it, slowly."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
