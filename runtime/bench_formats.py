@@ -12,6 +12,7 @@ from typing import Any
 
 from edgekd.errors import RecipeError
 from edgekd.runtime.llama_bench_rows import processor_label, to_jsonl
+from edgekd.runtime.providers import label_of_engine
 from edgekd.runtime.quality_figures import (
     QUALITY_COLUMNS,
     bench_quality_lines,
@@ -114,9 +115,11 @@ def to_csv(document: dict[str, Any]) -> str:
 
 
 def limit_lines(document: dict[str, Any]) -> list[str]:
-    """Return what the machine is and can do at most."""
+    """Return what the machine is and can do at most, and how far each engine was seen to work."""
     machine, limits = document["machine"], document["roofline"]
+    engines = dict.fromkeys(result["engine"] for result in document["results"])
     lines = [f"{processor_label(machine)}, {machine['n_usable_cores']} cores"]
+    lines += [f"{engine}: {label_of_engine(engine)}" for engine in engines]
     if limits is None:
         return lines
     read, gemm = (limits[name]["value"] for name in ("read_bytes_per_s", "gemm_flop_per_s"))

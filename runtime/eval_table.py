@@ -8,6 +8,7 @@ from rich.table import Table
 from edgekd.runtime.choices import ChoiceQuality
 from edgekd.runtime.estimated import percent_text, value_text
 from edgekd.runtime.evaluate import Evaluation, ModelQuality
+from edgekd.runtime.providers import label_of_engine
 from edgekd.runtime.text_quality import Fidelities
 
 
@@ -17,7 +18,8 @@ def render_evaluation(result: Evaluation) -> Table:
     table.add_column("")
     columns = [_figures(model) for model in result.models]
     for model in result.models:
-        table.add_column(escape(f"{PurePath(model.model).name}\n{model.engine}"), justify="right")
+        head = PurePath(model.model).name, model.engine, label_of_engine(model.engine)
+        table.add_column(escape("\n".join(head)), justify="right")
     for name in dict.fromkeys(name for column in columns for name in column):
         table.add_row(name, *(column.get(name, "") for column in columns))
     return table

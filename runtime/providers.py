@@ -130,6 +130,10 @@ def create_session(
     return session
 
 
+_ENGINES = {"llama.cpp": "llamacpp", "onnxruntime": "cpu"}
+"""Name in reports to that in BACKENDS, where no provider is named."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ProviderUse:
     """Which provider ran an ONNX folder, by the word of its sessions."""
@@ -156,12 +160,18 @@ def engine_name(provider: str) -> str:
     return f"onnxruntime {provider}{' emulator' if is_emulated(provider) else ''}"
 
 
+def label_of_engine(name: str) -> Label:
+    """Return how far edgekd's exports were seen to run on what reports call ``name``."""
+    first, *rest = name.split()
+    backend = rest[0] if rest else _ENGINES.get(first, first)
+    return BACKENDS[backend].label if backend in BACKENDS else "untested"
+
+
 def describe_use(sessions: Mapping[str, Any], provider: str) -> ProviderUse:
     """Return what ran the graphs of ``sessions``, which were made for ``provider``."""
-    known = BACKENDS.get(provider)
     return ProviderUse(
         name=provider,
-        label=known.label if known else "untested",
+        label=label_of_engine(engine_name(provider)),
         is_emulated=is_emulated(provider),
         nodes={graph: placement(session) for graph, session in sessions.items()},
     )

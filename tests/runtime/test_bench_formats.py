@@ -50,6 +50,14 @@ def test_the_table_and_markdown_name_every_model_and_test(document: dict[str, An
         assert "energy unavailable: " in text
 
 
+def test_each_engine_stands_with_how_far_it_was_seen_to_work(document: dict[str, Any]) -> None:
+    emulated = json.loads(json.dumps(document))
+    emulated["results"][1]["engine"] = "onnxruntime qnn emulator"
+    for form in ("table", "md", "html"):
+        assert "llama.cpp: verified-on-device" in render(emulated, form)
+        assert "onnxruntime qnn emulator: verified-in-emulator" in render(emulated, form)
+
+
 def test_warnings_come_with_advice(document: dict[str, Any]) -> None:
     spoilt = json.loads(json.dumps(document))
     warning = {"code": "throttled", "message": "it throttled", "advice": "cool it", "invalid": True}

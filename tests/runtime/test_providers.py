@@ -16,10 +16,21 @@ from edgekd.runtime.providers import (
     Provider,
     choose,
     create_session,
+    engine_name,
+    label_of_engine,
     placement,
     register,
 )
 from tests.export.npu_shapes import needs_qnn
+
+
+def test_what_reports_call_an_engine_has_its_backends_label() -> None:
+    engines = {name: engine_name(name) for name in PROVIDERS}
+    engines |= {"llamacpp": "llama.cpp", "torch": "torch"}
+    assert {name: label_of_engine(engine) for name, engine in engines.items()} == {
+        name: BACKENDS[name].label for name in engines
+    }
+    assert label_of_engine("onnxruntime someday") == "untested"
 
 
 def _save(path: Path, *op_types: str) -> Path:
