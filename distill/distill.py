@@ -8,6 +8,7 @@ a manifest.
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from edgekd.distill.assemble import TeacherSource, Text, make_model, make_traine
 from edgekd.distill.cache_format import LogitCache
 from edgekd.distill.cached_teacher import check_recipe, check_vocabulary
 from edgekd.distill.config_only import as_planned, is_config_only
+from edgekd.distill.cross_tokenizer import learn_where_aligned
 from edgekd.distill.data import Document, read_documents
 from edgekd.distill.machines import Machine, named_machine, this_machine
 from edgekd.distill.packing import cut, pack
@@ -71,6 +73,7 @@ def distill(
     ):
         tokenizer = FileTokenizer(student_checkpoint.folder)
         text = _read_text(job, student_checkpoint, tokenizer)
+        text = _where_aligned(text, teacher_source, job.recipe)
         machine = this_machine(with_speed=False)
         check_fits(_plan(job, student_checkpoint, teacher_source, machine), job.recipe.force)
         n_documents, n_rows = len(text.samples), len(text.rows)
@@ -179,6 +182,16 @@ def _read_text(job: Job, student_checkpoint: Checkpoint, tokenizer: FileTokenize
     rows = pack(samples, row_tokens)
     held_out_rows = pack(held_out, row_tokens, first_number=len(rows))
     return Text(samples, rows, held_out, held_out_rows, tokenizer)
+
+
+def _where_aligned(text: Text, teacher_source: TeacherSource, recipe: Recipe) -> Text:
+    """Return ``text`` learned only where a teacher of other tokens has something to say."""
+    has_teacher = teacher_source.checkpoint is not None and recipe.hard_label_weight < 1
+    if recipe.cross_tokenizer == "refuse" or not has_teacher:
+        return text
+    assert teacher_source.checkpoint is not None
+    theirs = FileTokenizer(teacher_source.checkpoint.folder)
+    return replace(text, rows=learn_where_aligned(text.samples, text.rows, text.tokenizer, theirs))
 
 
 def _check_cold_start(trainer: DistillTrainer, text: Text, recipe: Recipe) -> None:
