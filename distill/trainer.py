@@ -39,6 +39,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         """What moves the heads to float32, where that is asked for."""
         self.model_accepts_loss_kwargs = True  # the loss is divided by the window's token count
         self._sums = torch.zeros(3, dtype=torch.float64)
+        self._n_written = 0.0
 
     def compute_loss(
         self,
@@ -74,19 +75,25 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
             with self._on_grid(), self._autocast():
                 rows = self.writer.write(student, batch["row_numbers"].tolist())
             batch = collate(rows)
-        self.writer.count(n_learned(batch), is_written=is_due)
+        n_tokens = n_learned(batch)
+        self.writer.count(n_tokens, is_written=is_due)
+        self._n_written += n_tokens if is_due else 0
         return batch
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add divergence and cross entropy per token since the last log, over all ranks."""
         if "loss" in logs:
-            total = self.accelerator.reduce(self._sums.to(self.args.device), "sum")
-            divergence, cross_entropy, n_tokens = total.tolist()
+            sums = torch.tensor([*self._sums, self._n_written], dtype=torch.float64)
+            total = self.accelerator.reduce(sums.to(self.args.device), "sum")
+            divergence, cross_entropy, n_tokens, n_written = total.tolist()
             self._sums.zero_()
+            self._n_written = 0.0
             if n_tokens:
                 logs["divergence_nats"] = divergence / n_tokens
                 logs["cross_entropy_nats"] = cross_entropy / n_tokens
                 logs["tokens"] = n_tokens
+                if self.writer is not None:
+                    logs["written_tokens"] = n_written
         super().log(logs, *args, **kwargs)
 
     @torch.no_grad()
