@@ -154,8 +154,10 @@ def make_trainer(
     grid = None if recipe.grid == "none" else _put_on_grid(model, student_checkpoint, recipe)
     if grid:
         callbacks.append(grid)
+    heads = None
     if recipe.head_precision == "auto":
-        callbacks.append(HeadPrecisionCallback(model, BF16_HEADS_ABOVE_NATS))
+        heads = HeadPrecisionCallback(model, BF16_HEADS_ABOVE_NATS)
+        callbacks.append(heads)
     if recipe.patience and text.held_out_rows:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=recipe.patience))
     trainer = DistillTrainer(
@@ -166,7 +168,7 @@ def make_trainer(
         data_collator=collate,
         callbacks=callbacks,
     )
-    trainer.grid = grid
+    trainer.grid, trainer.heads = grid, heads
     trainer.remove_callback(PrinterCallback)
     return trainer
 

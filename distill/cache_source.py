@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import weakref
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -131,6 +132,7 @@ class EndpointSource:
         self._client = httpx.Client(
             base_url=endpoint.url.rstrip("/") + "/", headers=headers, timeout=_TIMEOUT_S
         )
+        weakref.finalize(self, self._client.close)
         self._failures = (httpx.HTTPError, ValueError)
 
     def records(self, key: bytes, sample: Document, identity: Identity) -> Records:

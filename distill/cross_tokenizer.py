@@ -4,11 +4,14 @@ Universal logit distillation (Boizard et al. 2024, arXiv 2402.12030): the likeli
 probability is compared with the likeliest token's, the second's with the second's, and so on,
 whatever the tokens are. It approximates: two models that are sure of different words look alike.
 Positions are aligned by byte offsets: both models must have read exactly the same bytes, so tokens
-that end inside a teacher's token are left out.
+that end inside a teacher's token are left out, and learned neither from it nor from the text.
+Special tokens stand for no bytes: each model reads its own before the text, or none.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import codecs
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,8 +20,9 @@ from edgekd.distill.data import Document
 from edgekd.distill.loss_options import LossOptions
 from edgekd.distill.losses import Measure, Measured, Target
 from edgekd.distill.model import Batch, OnlineTeacher
-from edgekd.distill.packing import Row, pack
+from edgekd.distill.packing import IGNORED, Row, pack
 from edgekd.distill.trainer import collate
+from edgekd.errors import VocabularyError
 from edgekd.runtime.tokenizer import FileTokenizer
 
 # N learned positions, C of one chunk, V vocabulary of the student, W of the teacher, K ranks
@@ -38,13 +42,42 @@ class Aligned:
 
 def align(sample: Document, student: FileTokenizer, teacher: FileTokenizer) -> Aligned:
     """Return ``sample`` in the teacher's tokens, aligned by byte offsets."""
-    pieces = [student.raw_token_bytes(token) for token in sample.ids]
-    teacher_ids = teacher.encode(b"".join(pieces).decode("utf-8", "replace"))
-    teacher_ends = {
-        end: position
-        for position, end in enumerate(_ends(map(teacher.raw_token_bytes, teacher_ids)))
-    }
-    return Aligned(teacher_ids, [teacher_ends.get(end) for end in _ends(pieces)])
+    pieces = [student.token_bytes(token) for token in sample.ids]
+    text, n_skipped = _whole_characters(b"".join(pieces))
+    teacher_ids = teacher.encode(text, parse_special=False)  # names of specials are text here
+    teacher_ids = teacher_ids or [teacher.first_id or 0]  # it must read something
+    teacher_at = _positions_by_bytes(map(teacher.token_bytes, teacher_ids), text.encode("utf-8"))
+    ends = [None if end is None else end - n_skipped for end in _read_so_far(pieces)]
+    return Aligned(teacher_ids, [None if end is None else teacher_at.get(end) for end in ends])
+
+
+def learn_where_aligned(
+    samples: Sequence[Document],
+    rows: Sequence[Row],
+    student: FileTokenizer,
+    teacher: FileTokenizer,
+) -> list[Row]:
+    """Return ``rows`` of ``samples`` that learn only where the teacher has read the same bytes.
+
+    What has no teacher must not count as learned either: the loss is divided by that count.
+    """
+    teacher_of = [align(sample, student, teacher).teacher_of for sample in samples]
+    learned = []
+    for row in rows:
+        places = [place for index in row.samples for place in teacher_of[index]]
+        places += [None] * (len(row.labels) - len(places))
+        labels = [
+            IGNORED if place is None else label
+            for label, place in zip(row.labels, places, strict=True)
+        ]
+        if any(label != IGNORED for label in labels):
+            learned.append(replace(row, labels=labels))
+    if not learned:
+        raise VocabularyError(
+            "student and teacher never end a token at the same byte of this data; give longer "
+            "texts, or teach with edgekd answer"
+        )
+    return learned
 
 
 class RankedTarget:
@@ -142,12 +175,47 @@ def _places(aligned: Aligned, row: int, start: int) -> list[tuple[int, int]]:
     return [_NOWHERE if place is None else (row, start + place) for place in found]
 
 
-def _ends(pieces: Any) -> list[int]:
-    """Return the byte offset at which each piece ends."""
-    ends, end = [], 0
+def _whole_characters(read: bytes) -> tuple[str, int]:
+    """Return the text in ``read`` without halves of characters, and how many bytes are before it.
+
+    A sample that was cut out of a long text may begin and end within a character.
+    """
+    n_skipped = next((i for i, byte in enumerate(read) if byte & 0xC0 != 0x80), len(read))
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    return decoder.decode(read[n_skipped:]), n_skipped  # it waits for the rest of the last one
+
+
+def _positions_by_bytes(pieces: Iterable[bytes], text: bytes) -> dict[int, int]:
+    """Return how much of ``text`` has been read -> the position at which it has.
+
+    No further than to where the pieces say something else than the text, as they do after a
+    tokenizer has normalized it. A space that SentencePiece puts before each text is no byte of it.
+    """
+    pieces = list(pieces)
+    read = b"".join(pieces)
+    same, same_after_space = (_n_same_bytes(read[n:], text) for n in (0, 1))
+    n_added = int(read.startswith(b" ") and same_after_space > same)
+    n_same = same_after_space if n_added else same
+    ends = _read_so_far(pieces)
+    offsets = [None if end is None else max(0, end - n_added) for end in ends]
+    return {end: place for place, end in enumerate(offsets) if end is not None and end <= n_same}
+
+
+def _n_same_bytes(one: bytes, other: bytes) -> int:
+    """Return how many bytes the two have in common before they differ."""
+    return len(os.path.commonprefix([one, other]))
+
+
+def _read_so_far(pieces: Iterable[bytes]) -> list[int | None]:
+    """Return the byte offset at which each token ends; None for a special one after some text.
+
+    After it a model expects something else than the other, which has not read it.
+    """
+    ends: list[int | None] = []
+    end = 0
     for piece in pieces:
         end += len(piece)
-        ends.append(end)
+        ends.append(end if piece or end == 0 else None)
     return ends
 
 

@@ -5,9 +5,11 @@ checkpoint with float32 masters, the resolved recipe, the training log, its curv
 a manifest.
 """
 
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,13 @@ from transformers import (
 
 from edgekd.distill.assemble import TeacherSource, Text, make_model, make_trainer, make_writer
 from edgekd.distill.cache_format import LogitCache
-from edgekd.distill.cached_teacher import check_recipe, check_vocabulary
+from edgekd.distill.cached_teacher import check_recipe, check_vocabulary, template_sha256
 from edgekd.distill.config_only import as_planned, is_config_only
+from edgekd.distill.cross_tokenizer import learn_where_aligned
 from edgekd.distill.data import Document, read_documents
 from edgekd.distill.machines import Machine, named_machine, this_machine
 from edgekd.distill.packing import cut, pack
-from edgekd.distill.preflight import Plan, check_fits, plan_run
+from edgekd.distill.preflight import Plan, check_fits, epochs_note, epochs_of, plan_run
 from edgekd.distill.recipe import Job, Recipe
 from edgekd.distill.save import Lineage, save_student
 from edgekd.distill.trainer import (
@@ -71,10 +74,12 @@ def distill(
     ):
         tokenizer = FileTokenizer(student_checkpoint.folder)
         text = _read_text(job, student_checkpoint, tokenizer)
+        text = _where_aligned(text, teacher_source, job.recipe)
         machine = this_machine(with_speed=False)
         check_fits(_plan(job, student_checkpoint, teacher_source, machine), job.recipe.force)
-        n_documents, n_rows = len(text.samples), len(text.rows)
-        progress.say(f"{n_documents} samples, {n_rows} rows of {job.recipe.row_tokens} tokens")
+        _say_what_is_read(text, job.recipe, progress)
+        if teacher_source.checkpoint:
+            _compare_templates(text, student_checkpoint, teacher_source.checkpoint, progress)
         work = out.with_name(f".{out.name}.checkpoints")
         model = make_model(student_checkpoint, teacher_source, text, job.recipe)
         with disk_errors(out, work):
@@ -114,8 +119,8 @@ def plan(
 ) -> Plan:
     """Return what ``job`` needs, here or on the machine called ``gpus``; nothing is trained.
 
-    A folder with ``config.json`` and no weights stands for the model that it describes. Tokens are
-    not compared then: the shorter vocabulary counts.
+    Text that is here is read, to count it. A folder with ``config.json`` and no weights stands for
+    the model that it describes. Tokens are not compared then: the shorter vocabulary counts.
 
     Raises:
         ModelError: a model cannot be read.
@@ -130,11 +135,24 @@ def plan(
                 source = TeacherSource(n_common, checkpoint=teacher)
                 return _plan(job, student_checkpoint, source, machine)
         with _open_teacher(job, student_checkpoint, revision) as teacher_source:
-            return _plan(job, student_checkpoint, teacher_source, machine)
+            n_rows = _n_rows(job, student_checkpoint)
+            return _plan(job, student_checkpoint, teacher_source, machine, n_rows)
+
+
+def _n_rows(job: Job, student_checkpoint: Checkpoint) -> int | None:
+    """Return how many rows the text fills; None where it is not here."""
+    if not job.data or not all(Path(source).expanduser().exists() for source in job.data):
+        return None
+    tokenizer = FileTokenizer(student_checkpoint.folder)
+    return len(_read_text(replace(job, eval_data=[]), student_checkpoint, tokenizer).rows)
 
 
 def _plan(
-    job: Job, student_checkpoint: Checkpoint, teacher_source: TeacherSource, machine: Machine
+    job: Job,
+    student_checkpoint: Checkpoint,
+    teacher_source: TeacherSource,
+    machine: Machine,
+    n_rows: int | None = None,
 ) -> Plan:
     teacher = None if job.recipe.hard_label_weight == 1 else teacher_source.checkpoint
     is_cached = teacher_source.cache is not None
@@ -145,6 +163,7 @@ def _plan(
         teacher_source.vocab_size,
         machine,
         is_cached=is_cached,
+        n_rows=n_rows,
     )
 
 
@@ -179,6 +198,41 @@ def _read_text(job: Job, student_checkpoint: Checkpoint, tokenizer: FileTokenize
     rows = pack(samples, row_tokens)
     held_out_rows = pack(held_out, row_tokens, first_number=len(rows))
     return Text(samples, rows, held_out, held_out_rows, tokenizer)
+
+
+def _say_what_is_read(text: Text, recipe: Recipe, progress: Progress) -> None:
+    n_processes = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun's and accelerate's
+    epochs = epochs_note(epochs_of(recipe, len(text.rows), n_processes))
+    progress.say(
+        f"{len(text.samples)} samples, {len(text.rows)} rows of {recipe.row_tokens} tokens; "
+        f"{epochs}"
+    )
+
+
+def _compare_templates(
+    text: Text, student: Checkpoint, teacher: Checkpoint, progress: Progress
+) -> None:
+    """Say so where a teacher of another chat template, or of none, is given the student's chats."""
+    has_chats = not all(all(sample.learned) for sample in text.samples)
+    ours, theirs = (
+        template_sha256(read_chat_template(model.folder)) for model in (student, teacher)
+    )
+    if has_chats and ours != theirs:
+        found = "no chat template" if theirs is None else "another chat template than the student"
+        progress.say(
+            f"the teacher has {found}: it reads the chats as the student's template renders them, "
+            "which it may never have seen; better give both the same chat_template"
+        )
+
+
+def _where_aligned(text: Text, teacher_source: TeacherSource, recipe: Recipe) -> Text:
+    """Return ``text`` learned only where a teacher of other tokens has something to say."""
+    has_teacher = teacher_source.checkpoint is not None and recipe.hard_label_weight < 1
+    if recipe.cross_tokenizer == "refuse" or not has_teacher:
+        return text
+    assert teacher_source.checkpoint is not None
+    theirs = FileTokenizer(teacher_source.checkpoint.folder)
+    return replace(text, rows=learn_where_aligned(text.samples, text.rows, text.tokenizer, theirs))
 
 
 def _check_cold_start(trainer: DistillTrainer, text: Text, recipe: Recipe) -> None:

@@ -36,6 +36,8 @@ _COMPILED_ACTIVATIONS = 0.45
 _EFFICIENCY = {"none": 0.50, "loss": 0.52, "full": 0.55}
 _PLAIN_LOSS_BUFFERS = 8  # temporaries of one chunk's logits without a compiler
 _ALLOCATOR_SLACK = 1.05  # pages that are free and not given back
+# Repeated text teaches nearly as much as new one up to here (Muennighoff et al., 2305.16264).
+_MANY_EPOCHS = 4
 _CUDA_BYTES = 600e6  # of a context and its libraries
 _COMPILER_BYTES = 150e6  # torch.compile itself, in this process
 
@@ -62,6 +64,8 @@ class Plan:
     available_bytes: float
     n_gpus: int
     flop_per_token: float
+    teacher_share: float
+    """Of these operations, what the teacher takes and a cache of it saves."""
     compute_s_per_step: float
     network_s_per_step: float
     """At the rates of the data sheets; counted as if nothing were computed meanwhile."""
@@ -73,6 +77,8 @@ class Plan:
     """Of all GPUs together, as are tokens and time of the run."""
     run_tokens: int
     run_s: float
+    epochs: float | None
+    """How often the run reads the text; None where the text was not read."""
     cache_bytes_per_token: int | None
     """What recording the teacher would take at most; None where a cache is used already."""
     capture_tokens_per_s: float | None
@@ -102,8 +108,12 @@ def plan_run(
     machine: Machine,
     *,
     is_cached: bool = False,
+    n_rows: int | None = None,
 ) -> Plan:
-    """Return what ``recipe`` needs on ``machine``; ``teacher`` is None where none is run."""
+    """Return what ``recipe`` needs on ``machine``; ``teacher`` is None where none is run.
+
+    ``n_rows`` is what the text fills, where it was read.
+    """
     recipe = for_machine(recipe, machine.has_bf16)
     n_student, n_teacher = student.n_parameters, teacher.n_parameters if teacher else 0
     n_trained = _n_trained(recipe, student)
@@ -138,6 +148,7 @@ def plan_run(
     compute_s = n_step_tokens / shards * _s_per_token(recipe, machine, student, teacher, vocab_size)
     traffic = traffic_of_step(machine, weights, gradients, recipe.accumulation_steps)
     step_s = compute_s + traffic.seconds
+    flop_per_token = _flop_per_token(recipe, n_student, n_trained, n_teacher)
     return Plan(
         student_parameters=n_student,
         trained_parameters=n_trained,
@@ -153,7 +164,8 @@ def plan_run(
         peak_bytes=peak,
         available_bytes=machine.memory_bytes,
         n_gpus=shards,
-        flop_per_token=_flop_per_token(recipe, n_student, n_trained, n_teacher),
+        flop_per_token=flop_per_token,
+        teacher_share=2 * n_teacher / flop_per_token,
         compute_s_per_step=compute_s,
         network_s_per_step=traffic.seconds,
         network_gpu_bytes_per_step=traffic.gpu_bytes,
@@ -161,9 +173,26 @@ def plan_run(
         tokens_per_s=n_step_tokens / step_s,
         run_tokens=recipe.steps * n_step_tokens,
         run_s=recipe.steps * step_s,
+        epochs=None if n_rows is None else epochs_of(recipe, n_rows, shards),
         cache_bytes_per_token=None if is_cached else _cache_bytes(vocab_size),
         capture_tokens_per_s=_capture_tokens_per_s(recipe, machine, teacher),
         advice=_advice(recipe, peak, machine, teacher_bytes, activations, optimizer),
+    )
+
+
+def epochs_of(recipe: Recipe, n_rows: int, n_processes: int) -> float:
+    """Return how often a run of ``n_processes`` reads text that fills ``n_rows`` rows."""
+    rows_per_step = recipe.rows_per_step * recipe.accumulation_steps * n_processes
+    return recipe.steps * rows_per_step / max(1, n_rows)
+
+
+def epochs_note(epochs: float) -> str:
+    """Return how often the text is read, in words, with a warning where that is too often."""
+    if epochs <= _MANY_EPOCHS:
+        return f"{epochs:.1f} epochs"
+    return (
+        f"{epochs:.1f} epochs: a text that is read more than {_MANY_EPOCHS} times is learned by "
+        "heart; give more of it or fewer steps, and watch --eval-data"
     )
 
 

@@ -78,11 +78,22 @@ def _kept_weights(checkpoint: Checkpoint, kept: Kept) -> dict[str, torch.Tensor]
         layer = int(match[1]) if match else None
         if layer is not None and layer not in position:
             continue
-        tensor = _cut(checkpoint.tensor(name), name, layer, kept, checkpoint.n_kv_heads)
+        fused = checkpoint.tensor(name)
+        parts = fused.split(_fused_rows(name, len(fused), checkpoint))
+        tensor = torch.cat([_cut(part, name, layer, kept, checkpoint.n_kv_heads) for part in parts])
         if match and layer is not None:
             name = name.replace(match[0], f"model.layers.{position[layer]}.", 1)
         weights[name] = tensor
     return weights
+
+
+def _fused_rows(name: str, n_rows: int, checkpoint: Checkpoint) -> list[int]:
+    """Return the rows of each matrix that lies in the tensor ``name``: of most there is one."""
+    part = name.split(".")[-2]
+    if part == "qkv_proj":
+        n_keys = checkpoint.n_kv_heads * checkpoint.head_dim
+        return [n_rows - 2 * n_keys, n_keys, n_keys]
+    return [n_rows // 2] * 2 if part == "gate_up_proj" else [n_rows]
 
 
 def _cut(

@@ -198,6 +198,7 @@ def axis_kinds(name: str, n_axes: int) -> list[str]:
     """Return what each axis of the tensor ``name`` counts: hidden, neurons, groups or nothing."""
     part = name.split(".")[-2]
     rows = {"q_proj": "groups", "k_proj": "groups", "v_proj": "groups"}
+    rows |= {"qkv_proj": "groups", "gate_up_proj": "neurons"}  # Phi-3's: several in one
     rows |= {"gate_proj": "neurons", "up_proj": "neurons", "embed_tokens": "", "lm_head": ""}
     columns = {"o_proj": "groups", "down_proj": "neurons"}
     if part in ("q_norm", "k_norm"):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 from edgekd.distill.grid import GridCallback
 from edgekd.distill.losses import LossParts
@@ -35,8 +35,11 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         self.writer = writer
         self.grid: GridCallback | None = None
         """What rounds the student, also where it is measured or writes."""
+        self.heads: HeadPrecisionCallback | None = None
+        """What moves the heads to float32, where that is asked for."""
         self.model_accepts_loss_kwargs = True  # the loss is divided by the window's token count
         self._sums = torch.zeros(3, dtype=torch.float64)
+        self._n_written = 0.0
 
     def compute_loss(
         self,
@@ -72,19 +75,25 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
             with self._on_grid(), self._autocast():
                 rows = self.writer.write(student, batch["row_numbers"].tolist())
             batch = collate(rows)
-        self.writer.count(n_learned(batch), is_written=is_due)
+        n_tokens = n_learned(batch)
+        self.writer.count(n_tokens, is_written=is_due)
+        self._n_written += n_tokens if is_due else 0
         return batch
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add divergence and cross entropy per token since the last log, over all ranks."""
         if "loss" in logs:
-            total = self.accelerator.reduce(self._sums.to(self.args.device), "sum")
-            divergence, cross_entropy, n_tokens = total.tolist()
+            sums = torch.tensor([*self._sums, self._n_written], dtype=torch.float64)
+            total = self.accelerator.reduce(sums.to(self.args.device), "sum")
+            divergence, cross_entropy, n_tokens, n_written = total.tolist()
             self._sums.zero_()
+            self._n_written = 0.0
             if n_tokens:
                 logs["divergence_nats"] = divergence / n_tokens
                 logs["cross_entropy_nats"] = cross_entropy / n_tokens
                 logs["tokens"] = n_tokens
+                if self.writer is not None:
+                    logs["written_tokens"] = n_written
         super().log(logs, *args, **kwargs)
 
     @torch.no_grad()
@@ -167,7 +176,9 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         save_file(self.trained_weights(), folder / _WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_trained(self.model, Path(resume_from_checkpoint))
+        folder = Path(resume_from_checkpoint)
+        load_trained(self.model, folder)
+        self._restore(json.loads((folder / _COMPLETE).read_text()))
 
     def _load_best_model(self) -> None:
         load_trained(self.model, Path(self.state.best_model_checkpoint))
@@ -175,8 +186,40 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        kept = self._kept()
         if self.args.should_save:
-            (folder / _COMPLETE).write_text(json.dumps({"step": self.state.global_step}))
+            (folder / _COMPLETE).write_text(json.dumps(kept))
+
+    def _kept(self) -> dict[str, Any]:
+        """Return what a resumed run must know and transformers does not save; call on every rank.
+
+        It could restore the state of callbacks, but only of those that are made of plain values.
+        """
+        kept: dict[str, Any] = {"step": self.state.global_step}
+        if self.heads is not None:
+            kept["heads"] = self.heads.kept()
+        if self.writer is not None:
+            counts = torch.tensor([[self.writer.n_written, self.writer.n_learned]])
+            kept["written_of_learned"] = self.accelerator.gather(
+                counts.to(self.args.device)
+            ).tolist()
+        for stopping in self._early_stopping():
+            kept["evaluations_without_gain"] = stopping.early_stopping_patience_counter
+        return kept
+
+    def _restore(self, kept: dict[str, Any]) -> None:
+        """Go on from what :meth:`_kept` has returned, perhaps with other ranks."""
+        if self.heads is not None and "heads" in kept:
+            self.heads.restore(**kept["heads"])
+        if self.writer is not None and (counts := kept.get("written_of_learned")):
+            own = counts[self.args.process_index % len(counts)]
+            self.writer.n_written, self.writer.n_learned = own
+        for stopping in self._early_stopping():
+            stopping.early_stopping_patience_counter = kept.get("evaluations_without_gain", 0)
+
+    def _early_stopping(self) -> list[EarlyStoppingCallback]:
+        callbacks = self.callback_handler.callbacks
+        return [found for found in callbacks if isinstance(found, EarlyStoppingCallback)]
 
 
 class HeadPrecisionCallback(TrainerCallback):  # type: ignore[misc]
@@ -190,6 +233,7 @@ class HeadPrecisionCallback(TrainerCallback):  # type: ignore[misc]
         self._model = model
         self._threshold_nats = threshold_nats
         self._mean_nats: float | None = None
+        self._has_switched = False
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Switch where the mean has fallen below the threshold."""
@@ -199,7 +243,21 @@ class HeadPrecisionCallback(TrainerCallback):  # type: ignore[misc]
         before = found if self._mean_nats is None else self._mean_nats
         self._mean_nats = before + (found - before) / 20
         if self._mean_nats < self._threshold_nats:
-            self._model.use_head_precision("fp32")
+            self._switch()
+
+    def kept(self) -> dict[str, Any]:
+        """Return what :meth:`restore` takes."""
+        return {"mean_nats": self._mean_nats, "has_switched": self._has_switched}
+
+    def restore(self, mean_nats: float | None, has_switched: bool) -> None:
+        """Go on from a checkpoint."""
+        self._mean_nats = mean_nats
+        if has_switched:
+            self._switch()
+
+    def _switch(self) -> None:
+        self._has_switched = True
+        self._model.use_head_precision("fp32")
 
 
 def collate(rows: list[Row]) -> dict[str, torch.Tensor]:

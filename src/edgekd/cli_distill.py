@@ -295,6 +295,7 @@ def _teacher(name: str, model: str | None, api_key_file: Path | None) -> "str | 
 
 
 def _plan_summary(plan: "Plan", cost: float | None) -> str:
+    from edgekd.distill.preflight import epochs_note
     from edgekd.units import format_bytes, format_duration
 
     rows = {
@@ -321,11 +322,12 @@ def _plan_summary(plan: "Plan", cost: float | None) -> str:
                 else []
             ),
             f"about {plan.tokens_per_s:,.0f} tokens/s at {plan.flop_per_token / 1e9:.2f} GFLOP "
-            f"a token; estimated, {verdict}",
+            f"a token, {plan.teacher_share:.0%} of them the teacher's; estimated, {verdict}",
             *_network_summary(plan),
             f"{plan.run_tokens:,} tokens take about {format_duration(plan.run_s)}, "
             f"{plan.gpu_hours:,.1f} hours of one GPU"
             + (f"; they cost {cost:,.2f}" if cost else ""),
+            *([epochs_note(plan.epochs)] if plan.epochs is not None else []),
         ]
     )
 

@@ -24,8 +24,10 @@ from edgekd.distill.loss_options import LossOptions
 from edgekd.distill.losses import distillation_loss
 from edgekd.distill.packing import cut
 from edgekd.errors import EngineError
+from edgekd.export.checkpoint import open_checkpoint
 from edgekd.runtime.tokenizer import FileTokenizer
-from tests.conftest import TEXTS
+from tests.conftest import TEXTS, make_gguf, save_tiny_model
+from tests.runtime.serving import serving
 
 SMALL = CaptureSettings(row_tokens=32, top_k=8, tail_samples=4, shard_tokens=64)
 
@@ -46,12 +48,20 @@ def endpoint(request: pytest.FixtureRequest, tiny_folder: Path) -> Iterator[Endp
         def do_POST(self) -> None:
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with torch.inference_mode():
-                logits = model(torch.tensor([asked["prompt"]])).logits[0, :, :400]
-            top = logits.log_softmax(-1).topk(asked["prompt_logprobs"])
+                log_p = model(torch.tensor([asked["prompt"]])).logits[0, :, :400].log_softmax(-1)
+            top = log_p.topk(asked["prompt_logprobs"])
             choice: dict[str, Any] = {"text": ""}
+            # Both put the prompt's own token first, and so send one more where it is unlikely.
             rows = [
-                dict(zip(ids, values, strict=True))
-                for ids, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+                {own: float(log_p[place, own]), **dict(zip(ids, values, strict=True))}
+                for place, (own, ids, values) in enumerate(
+                    zip(
+                        [*asked["prompt"][1:], 0],
+                        top.indices.tolist(),
+                        top.values.tolist(),
+                        strict=True,
+                    )
+                )
             ]
             if request.param == "echo":
                 named = [{f"token_id:{token}": v for token, v in row.items()} for row in rows]
@@ -79,13 +89,27 @@ def test_an_endpoint_gives_its_likeliest_tokens_and_the_rest_as_one(
     endpoint: Endpoint, tiny_folder: Path, text: str, tmp_path: Path
 ) -> None:
     report = capture(endpoint, [text], tmp_path / "cache", SMALL, tokenizer_of=str(tiny_folder))
+    _check_kept(report, tiny_folder, text)
+
+
+def test_our_own_server_gives_its_likeliest_tokens(text: str, tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "model", vocab_size=400)  # a server counts padding too
+    with serving(make_gguf(open_checkpoint(folder), "f32", tmp_path)) as server:
+        endpoint = Endpoint(f"{server.url}/v1", "tiny")
+        report = capture(endpoint, [text], tmp_path / "cache", SMALL, tokenizer_of=str(folder))
+    _check_kept(report, folder, text)
+
+
+def _check_kept(report: dict[str, Any], tiny_folder: Path, text: str) -> None:
+    """Compare one sample of a cache of the tiny model with what torch says."""
     assert report["top_tokens"] == 8 and report["tail_samples"] == 0
-    cache = LogitCache(tmp_path / "cache")
+    cache = LogitCache(Path(report["path"]))
     sample = cut(read_documents([text], FileTokenizer(tiny_folder), None), 32)[0]
     sparse = decode(cache.read(sample_key(sample)), cache.identity.temperatures, 1.0)
     model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
     with torch.inference_mode():
         exact = model(torch.tensor([sample.ids])).logits[0, :-1, :400].softmax(-1)
+    assert (sparse.ids_PE[:, :8] == exact.topk(8).indices.numpy()).mean() > 0.99  # by rank
     expected = exact.gather(1, torch.from_numpy(sparse.ids_PE))
     np.testing.assert_allclose(sparse.weights_PE[:, :4], expected[:, :4], rtol=2e-3)
     np.testing.assert_allclose(sparse.weights_PE, expected, rtol=0.07)

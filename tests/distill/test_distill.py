@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from edgekd.distill.data import read_documents
@@ -22,6 +23,7 @@ from edgekd.distill.trainer import HeadPrecisionCallback, collate
 from edgekd.distill.vocabulary import common_vocabulary
 from edgekd.errors import VocabularyError
 from edgekd.export.checkpoint import open_checkpoint
+from edgekd.progress import Silence
 from edgekd.runtime.tokenizer import FileTokenizer
 from edgekd.runtime.torch_engine import load_causal_lm
 from tests.conftest import TEXTS, make_tokenizer, save_tiny_model, save_tokenizer
@@ -131,12 +133,22 @@ def test_different_tokenizers_are_refused_and_padding_is_not(
         common_vocabulary(FileTokenizer(other), FileTokenizer(tiny_folder))
 
 
-def test_heads_padded_to_different_widths_train(student: Path, text: str, tmp_path: Path) -> None:
-    # As Qwen2.5 7B (152,064 rows) and 0.5B (151,936 rows), over one tokenizer of 400 tokens.
-    teacher = save_tiny_model(tmp_path / "teacher", vocab_size=512)
-    distill(_job(teacher, student, text, steps=20), tmp_path / "out")
+def test_heads_as_wide_as_qwens_train(text: str, tmp_path: Path) -> None:
+    # Qwen2.5 7B has 152,064 rows and 0.5B 151,936, over one tokenizer of 151,665 tokens.
+    spec = json.loads(make_tokenizer().to_str())
+    ids = spec["model"]["vocab"]
+    ids |= {f"unused{number}": number for number in range(len(ids), 151_665)}
+    tokenizer = Tokenizer.from_str(json.dumps(spec))
+    teacher, student = (
+        save_tiny_model(tmp_path / name, seed=seed, vocab_size=rows, hidden_size=8, n_layers=1)
+        for seed, (name, rows) in enumerate([("teacher", 152_064), ("student", 151_936)])
+    )
+    for folder in (teacher, student):
+        save_tokenizer(folder, tokenizer)
+    distill(_job(teacher, student, text, steps=8, rows_per_step=1), tmp_path / "out")
     losses = _losses(tmp_path / "out")
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
+    assert open_checkpoint(tmp_path / "out").shape("model.embed_tokens.weight") == (151_936, 8)
 
 
 def test_tokenizers_of_equal_width_and_different_content_stop(
@@ -152,6 +164,51 @@ def test_tokenizers_of_equal_width_and_different_content_stop(
     ):
         distill(_job(tiny_folder, student, text), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+class Said(Silence):
+    """Keeps what a run says."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+@pytest.mark.parametrize(("steps", "warns"), [(1, False), (40, True)])
+def test_a_run_first_says_how_often_it_reads_the_text(
+    steps: int, warns: bool, tiny_folder: Path, student: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "short.txt"
+    text.write_text(TEXTS[0])
+    said = Said()
+    distill(_job(tiny_folder, student, str(text), steps=steps), tmp_path / "out", progress=said)
+    first = said.lines[0]
+    assert f"{steps * 2 / int(first.split()[2]):.1f} epochs" in first
+    assert ("learned by heart" in first) == warns
+
+
+@pytest.mark.parametrize("theirs", ["the same", "another", "no"])
+def test_a_teacher_of_another_chat_template_is_told_of(
+    theirs: str, student: Path, tmp_path: Path
+) -> None:
+    teacher = save_tiny_model(tmp_path / "teacher")
+    config = json.loads((teacher / "tokenizer_config.json").read_text())
+    if theirs == "another":
+        config["chat_template"] = config["chat_template"].replace("\n", " ")
+    if theirs == "no":
+        del config["chat_template"]
+    (teacher / "tokenizer_config.json").write_text(json.dumps(config))
+    chats, plain = tmp_path / "chats.jsonl", tmp_path / "plain.txt"
+    chats.write_text(json.dumps({"prompt": "fox", "response": "a dog"}))
+    plain.write_text(TEXTS[0])
+    for data, is_told in ((chats, theirs != "the same"), (plain, False)):
+        said = Said()
+        job = _job(teacher, student, str(data), steps=1)
+        distill(job, tmp_path / f"out-{data.stem}", progress=said)
+        told = [line for line in said.lines if f"the teacher has {theirs} chat template" in line]
+        assert bool(told) == is_told
 
 
 def test_dropout_is_off_and_the_teacher_is_frozen(tmp_path: Path, text: str) -> None:

@@ -3,8 +3,10 @@
 import ctypes
 import math
 import platform
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import llama_cpp
@@ -80,6 +82,33 @@ def learned(
     out = tmp_path_factory.mktemp("learned") / "student"
     distill(_job(tiny_folder, student, text, grid_scales="learned", grid_head="q4_0"), out)
     return out
+
+
+class CallsOf(TrainerCallback):  # type: ignore[misc]
+    """Counts the calls of a function while training runs, and changes none."""
+
+    def __init__(self, function: Any) -> None:
+        self._code, self.n_calls = function.__code__, 0
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        sys.setprofile(self._count)
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        sys.setprofile(None)
+
+    def _count(self, frame: FrameType, event: str, argument: object) -> None:
+        self.n_calls += event == "call" and frame.f_code is self._code
+
+
+def test_weights_are_rounded_once_per_step_however_many_passes_it_has(
+    tiny_folder: Path, student: Path, text: str, tmp_path: Path
+) -> None:
+    n_grids = len(make_plan(open_checkpoint(student), "q4_0").grids())
+    for n_passes in (1, 3):
+        calls = CallsOf(fake_quantize)
+        job = _job(tiny_folder, student, text, steps=2, accumulation_steps=n_passes, save_steps=2)
+        distill(job, tmp_path / f"of-{n_passes}", callbacks=[calls])
+        assert calls.n_calls == 2 * n_grids
 
 
 def test_a_grid_step_uses_rounded_weights_and_moves_the_masters(student: Path) -> None:

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from edgekd.distill.data import Document
+from edgekd.distill.assemble import Text, make_writer
+from edgekd.distill.data import Document, read_documents
 from edgekd.distill.distill import distill
 from edgekd.distill.on_policy import (
     StudentWriter,
@@ -16,8 +17,10 @@ from edgekd.distill.on_policy import (
     sample_continuations,
     written_document,
 )
+from edgekd.distill.packing import cut, pack
 from edgekd.distill.recipe import Job, Recipe
 from edgekd.errors import RecipeError
+from edgekd.runtime.tokenizer import FileTokenizer
 from tests.conftest import TEXTS, save_tiny_model
 
 
@@ -64,6 +67,29 @@ def test_sampling_has_the_asked_temperature_and_no_filter(tmp_path: Path) -> Non
     assert ((counts[top] / 600 - expected[top]).abs() < 4.5 * error).all()
 
 
+def test_the_student_writes_at_the_temperature_of_the_loss(tiny_folder: Path) -> None:
+    text = Text([], [], [], [], FileTokenizer(tiny_folder))
+    for temperature in (1.0, 2.5):
+        recipe = Recipe(on_policy=0.5, temperature=temperature)
+        writer = make_writer(text, recipe, text.tokenizer)
+        assert writer is not None and writer.temperature == temperature
+
+
+def test_a_student_in_training_writes_as_it_does_at_rest(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "model", attention_dropout=0.5)
+    prompts = [[5, 9, 33], [7, 120, 8, 44, 90, 12, 60]]
+    written = []
+    for is_training in (False, True):
+        student = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        if is_training:
+            student.activation_checkpointing_enable()  # no KV cache, while it trains
+        student.train(is_training)
+        torch.manual_seed(0)
+        written.append(sample_continuations(student, prompts, 8, 1.0, frozenset()))
+        assert student.training == is_training
+    assert written[1] == written[0]
+
+
 @given(sizes=st.lists(st.integers(1, 50), min_size=60, max_size=60), share=st.floats(0.1, 0.9))
 def test_the_share_of_written_tokens_is_as_asked(sizes: list[int], share: float) -> None:
     writer = StudentWriter([], [], share, 8, 8, 32, 1.0, frozenset())
@@ -107,6 +133,47 @@ def test_the_reverse_kl_of_what_the_student_writes_falls(tiny_folder: Path, tmp_
     ]
     found = [entry["eval_reverse_kl_nats"] for entry in log if "eval_reverse_kl_nats" in entry]
     assert len(found) == 3 and found[-1] < 0.9 * found[0]
+
+
+@pytest.mark.parametrize("share", [0.25, 0.6])
+def test_a_run_writes_the_share_that_was_asked_for(
+    share: float, tiny_folder: Path, tmp_path: Path
+) -> None:
+    job = _job(tiny_folder, tmp_path, on_policy=share, steps=24, eval_steps=0, compile="none")
+    distill(replace(job, eval_data=[]), tmp_path / "out")
+    lines = (tmp_path / "out" / "training_log.jsonl").read_text().splitlines()
+    log = [entry for line in lines if "tokens" in (entry := json.loads(line))]
+    written, learned = ([entry[k] for entry in log] for k in ("written_tokens", "tokens"))
+    assert sum(written) / sum(learned) == pytest.approx(share, abs=max(learned) / sum(learned))
+    assert 0 < sum(map(bool, written)) < 24
+
+
+def test_the_reverse_kl_is_that_of_held_out_prompts(tiny_folder: Path, tmp_path: Path) -> None:
+    held_out = tmp_path / "held-out.txt"
+    held_out.write_text("\n\n\n".join(text.upper() for text in TEXTS[:2]))
+    job = _job(tiny_folder, tmp_path, steps=2, eval_steps=0, compile="none")
+    job = replace(job, eval_data=[str(held_out)])
+    found = distill(job, tmp_path / "out")["held_out"]["eval_reverse_kl_nats"]
+
+    tokenizer = FileTokenizer(tiny_folder)
+    documents = cut(read_documents([str(held_out)], tokenizer, None), 48)
+    prompts = [prompt_of(documents[i], 6) for row in pack(documents, 48) for i in row.samples]
+    student, teacher = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        for folder in (tmp_path / "out", tiny_folder)
+    )
+    torch.manual_seed(job.recipe.seed)
+    written = sample_continuations(student, prompts, 12, 1.0, tokenizer.stop_ids)
+    sums = []
+    for document in written:
+        log_q, log_p = (
+            model(torch.tensor([document.ids])).logits[0, :-1, :400].log_softmax(-1)
+            for model in (student, teacher)
+        )
+        kl = (log_q.exp() * (log_q - log_p)).sum(-1)
+        sums.append(kl[torch.tensor(document.learned[1:])].tolist())
+    expected = [value for row in sums for value in row]
+    assert found == pytest.approx(sum(expected) / len(expected), rel=1e-3)
 
 
 def test_a_student_far_from_its_teacher_is_not_worth_scoring(

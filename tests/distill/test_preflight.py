@@ -10,14 +10,17 @@ from typer.testing import CliRunner
 
 from edgekd.cli import app
 from edgekd.distill.config_only import open_config
+from edgekd.distill.data import read_documents
 from edgekd.distill.distill import plan
 from edgekd.distill.machines import Machine, named_machine, this_machine
+from edgekd.distill.packing import pack
 from edgekd.distill.preflight import check_fits, plan_run, saved_bytes_per_layer
 from edgekd.distill.recipe import Job, Recipe
 from edgekd.distill.sharding import gathered_bytes, traffic_of_step
 from edgekd.errors import ModelError, RecipeError
 from edgekd.export.checkpoint import Checkpoint, open_checkpoint
-from tests.conftest import save_tiny_model
+from edgekd.runtime.tokenizer import FileTokenizer
+from tests.conftest import TEXTS, save_tiny_model
 
 RECIPE = Recipe(rows_per_step=2, row_tokens=64, precision="fp32", compile="none")
 MACHINE = Machine("test", 64e9, 1e12, 2e11)
@@ -73,6 +76,34 @@ def test_auto_is_what_the_planned_machine_has_whatever_plans_it(tiny: Checkpoint
         assert found.tokens_per_s == wanted.tokens_per_s
         assert (found.teacher_bytes, found.loss_bytes) == (wanted.teacher_bytes, wanted.loss_bytes)
     assert named_machine("8xL4-24GB").has_bf16 and not named_machine("T4-16GB").has_bf16
+
+
+def test_the_teachers_share_of_the_work_is_planned_and_said(tiny: Checkpoint) -> None:
+    found = plan_run(RECIPE, tiny, tiny, 400, MACHINE)
+    assert found.teacher_share == 2 / 8  # as large as the student, which is also trained
+    assert plan_run(RECIPE, tiny, None, 400, MACHINE, is_cached=True).teacher_share == 0
+    command = ["distill", "--teacher", str(tiny.folder), "--student", str(tiny.folder), "--plan"]
+    command += ["--data", "unread.txt", "--gpus", "L4-24GB"]
+    assert "25% of them the teacher's" in CliRunner().invoke(app, command).output
+
+
+@pytest.mark.parametrize(("steps", "warns"), [(4, False), (50, True)])
+def test_text_that_is_read_too_often_is_told_of(
+    steps: int, warns: bool, tiny: Checkpoint, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n\n".join(TEXTS))
+    documents = read_documents([str(text)], FileTokenizer(tiny.folder), None)
+    n_rows = len(pack(documents, 64))
+    command = ["distill", "--teacher", str(tiny.folder), "--student", str(tiny.folder)]
+    command += ["--data", str(text), "--row-tokens", "64", "--rows-per-step", "1", "--plan"]
+    command += ["--steps", str(steps), "--gpus", "2xL4-24GB"]
+    said = CliRunner().invoke(app, command).output
+    assert f"{steps * 2 / n_rows:.1f} epochs" in said
+    assert ("learned by heart" in said) == warns
+    assert json.loads(CliRunner().invoke(app, [*command, "--json"]).output.splitlines()[-1])[
+        "epochs"
+    ] == pytest.approx(steps * 2 / n_rows)
 
 
 def test_what_cannot_fit_is_refused_with_what_would_help(tiny: Checkpoint) -> None:

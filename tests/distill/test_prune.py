@@ -22,6 +22,7 @@ from edgekd.export.checkpoint import Checkpoint, open_checkpoint
 from edgekd.export.export_model import export_model
 from edgekd.runtime.tokenizer import FileTokenizer
 from tests.conftest import TEXTS, save_tiny_model
+from tests.export.tiny_models import save_model
 
 
 @pytest.fixture
@@ -95,6 +96,33 @@ def test_dropping_parts_that_do_nothing_changes_no_logit(tmp_path: Path) -> None
     assert student.config.num_attention_heads == 2 and student.config.head_dim == 16
     ids = torch.tensor([[5, 9, 33, 120]])
     torch.testing.assert_close(student(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("name", ["phi3", "phi4"])
+def test_matrices_that_lie_in_one_tensor_are_cut_one_by_one(name: str, tmp_path: Path) -> None:
+    checkpoint = save_model(name, tmp_path / "model", num_key_value_heads=2, num_attention_heads=4)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=torch.float32)
+    n_neurons, head = model.config.intermediate_size, checkpoint.head_dim
+    neurons, idle = list(range(32, n_neurons)), list(range(32))
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.down_proj.weight[:, idle] = 0
+            layer.self_attn.o_proj.weight[:, : 2 * head] = 0  # heads 0 and 1, group 0
+    model.save_pretrained(checkpoint.folder)
+    checkpoint = open_checkpoint(checkpoint.folder)
+    importance = measure_importance(checkpoint, [Document([3, 50, 90, 7], [True] * 4)])
+    layers = list(range(checkpoint.n_layers))
+    kept = Kept(layers, None, [neurons] * len(layers), [[1]] * len(layers))
+    write_pruned(checkpoint, kept, tmp_path / "student")
+    student = AutoModelForCausalLM.from_pretrained(tmp_path / "student", dtype=torch.float32)
+    ids = torch.tensor([[5, 9, 33, 120]])
+    torch.testing.assert_close(student(ids).logits, model(ids).logits)
+
+    sizes = replace(sizes_of(checkpoint), hidden=checkpoint.config["hidden_size"] // 2, groups=1)
+    narrow = choose(importance, sizes)
+    write_pruned(checkpoint, narrow, tmp_path / "narrow")
+    assert open_checkpoint(tmp_path / "narrow").n_parameters == count_parameters(checkpoint, sizes)
+    AutoModelForCausalLM.from_pretrained(tmp_path / "narrow")(ids)
 
 
 def test_a_narrow_student_runs_everywhere(
