@@ -20,8 +20,10 @@ import torch
 from edgekd.errors import VerificationError
 from edgekd.export.blocks import Blocks
 from edgekd.export.checkpoint import Checkpoint, open_checkpoint
+from edgekd.export.input_faults import check_input
 from edgekd.export.kept_rows import keep_as_recorded
 from edgekd.export.plan import Plan, Quant, recorded_plan
+from edgekd.export.probe_chats import rendered_chats
 from edgekd.export.read_back import (
     read_gguf_blocks,
     read_gguf_rows,
@@ -49,14 +51,6 @@ PROBE_TEXTS = (
     "\U0001f389\U0001f469\u200d\U0001f469\u200d\U0001f467 \U0001f1ea\U0001f1fa   three   spaces"
     "\r\n\r\n\ttabs 1234567 12.5% can't I'LL they'RE",
 )
-_CONVERSATION = [
-    {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": "What is 2 + 2?"},
-    {"role": "assistant", "content": "4"},
-    {"role": "user", "content": "Sure?"},
-]
-
-
 _N_GREEDY_TOKENS = 16
 
 
@@ -149,8 +143,10 @@ def verify_as_recorded(
 
     Raises:
         VerificationError: a check failed; it says which and by how much.
+        ModelError: the reference itself is damaged.
     """
     checkpoint = open_checkpoint(reference)
+    check_input(checkpoint)
     plan = recorded_plan(checkpoint, recipe)
     recorded = recipe.get("calibration")
     if recorded is None:
@@ -241,11 +237,10 @@ def check_text_side(loaded: LoadedModel, checkpoint: Checkpoint) -> None:
     """
     tokenizer = FileTokenizer(checkpoint.folder)
     template = read_chat_template(checkpoint.folder)
-    wanted = template.render(_CONVERSATION) if template else None
-    rendered = loaded.chat_template.render(_CONVERSATION) if loaded.chat_template else None
-    if wanted != rendered:
+    wanted = rendered_chats(template)
+    if wanted != rendered_chats(loaded.chat_template):
         raise VerificationError(f"{loaded.path.name} renders chats unlike its checkpoint")
-    for text in (*PROBE_TEXTS, wanted or ""):
+    for text in (*PROBE_TEXTS, *filter(None, wanted)):
         expected, found = tokenizer.encode(text), loaded.tokenizer.encode(text)
         if expected != found:
             raise VerificationError(
