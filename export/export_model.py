@@ -23,6 +23,7 @@ from edgekd.export.trained_rows import with_trained_rows
 from edgekd.export.verify import verify_against_checkpoint
 from edgekd.files import atomic_file, atomic_folder, size_of, write_text_atomic
 from edgekd.manifest import (
+    TENSORS_KEY,
     Manifest,
     describe_files,
     manifest_path,
@@ -201,6 +202,7 @@ def _manifest(
             **(settings or {}),
         },
         verification=report,
+        tensors_sha256=report.pop(TENSORS_KEY),  # too long for the report that is shown
         licence=read_licence(checkpoint.folder),
     )
 
