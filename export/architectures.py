@@ -40,6 +40,8 @@ _GEMMA3_NAMES = {
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
+_ATTENTION = tuple(f"self_attn.{part}_proj" for part in "qkvo")
+_MLP = tuple(f"mlp.{part}_proj" for part in ("gate", "up", "down"))
 _PHI3_NAMES = {
     "input_layernorm": "attn_norm",
     "self_attn.qkv_proj": "attn_qkv",
@@ -70,6 +72,12 @@ class Architecture:
     layer_names: dict[str, str] = field(default_factory=lambda: _LLAMA_NAMES)
     interleaves_rope: bool = False
     """Whether llama.cpp rotates neighbours, so that rows of q and k change places."""
+    biases: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Option of config.json to the matrices that have a bias where it is set."""
+    fixed_biases: tuple[str, ...] = ()
+    """The matrices that always have one."""
+    ties_by_default: bool = False
+    """Whether the head is the embedding where config.json does not say."""
     norm_offset: float = 0.0
     """What is added to a norm's stored weight: 1 for Gemma."""
     has_post_norms: bool = False
@@ -142,22 +150,38 @@ class Architecture:
 
 
 _LLAMA = Architecture(
-    ("LlamaForCausalLM", "MistralForCausalLM"), "llama", "llama", interleaves_rope=True
+    ("LlamaForCausalLM", "MistralForCausalLM"),
+    "llama",
+    "llama",
+    biases={"attention_bias": _ATTENTION, "mlp_bias": _MLP},
+    interleaves_rope=True,
 )
 ARCHITECTURES = (
     _LLAMA,
     Architecture(
-        ("SmolLM3ForCausalLM",), "smollm3", "smollm3", interleaves_rope=True, no_rope_every=4
+        ("SmolLM3ForCausalLM",),
+        "smollm3",
+        "smollm3",
+        biases={"attention_bias": _ATTENTION, "mlp_bias": _MLP},
+        ties_by_default=True,
+        interleaves_rope=True,
+        no_rope_every=4,
     ),
-    Architecture(("Qwen2ForCausalLM",), "qwen2", "qwen2"),
+    Architecture(("Qwen2ForCausalLM",), "qwen2", "qwen2", fixed_biases=_ATTENTION[:3]),
     Architecture(
-        ("Qwen3ForCausalLM",), "qwen3", "qwen3", layer_names={**_LLAMA_NAMES, **_QK_NORMS}
+        ("Qwen3ForCausalLM",),
+        "qwen3",
+        "qwen3",
+        layer_names={**_LLAMA_NAMES, **_QK_NORMS},
+        biases={"attention_bias": _ATTENTION},
     ),
     Architecture(
         ("Gemma3ForCausalLM",),
         "gemma3_text",
         "gemma3",
         layer_names=_GEMMA3_NAMES,
+        biases={"attention_bias": _ATTENTION},
+        ties_by_default=True,
         norm_offset=1.0,
         has_post_norms=True,
         activation="gelu_tanh",
@@ -188,6 +212,14 @@ def architecture_of(config: dict[str, Any]) -> Architecture:
 def architecture_of_gguf(name: str) -> Architecture | None:
     """Return the family that GGUF calls ``name``; none if it is unknown."""
     return next((entry for entry in ARCHITECTURES if entry.gguf == name), None)
+
+
+def ties_embedding(config: dict[str, Any]) -> bool:
+    """Return whether the head of the model with this config.json is its embedding."""
+    names = config.get("architectures") or ["none"]
+    families = [entry for entry in ARCHITECTURES if names[0] in entry.hf_names]
+    default = any(entry.ties_by_default for entry in families)
+    return bool(config.get("tie_word_embeddings", default))
 
 
 def attention_scale(config: dict[str, Any], head_dim: int) -> float:

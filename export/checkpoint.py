@@ -1,6 +1,7 @@
 """A Hugging Face folder, read tensor by tensor: memory stays near the largest one."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,10 +12,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from edgekd.errors import ModelError
-from edgekd.export.architectures import Architecture, architecture_of
+from edgekd.export.architectures import Architecture, architecture_of, ties_embedding
 from edgekd.export.stored_tensors import StoredTensor, stored_tensors
 from edgekd.files import sha256_of_all
 from edgekd.runtime.tokenizer import read_json
+from edgekd.units import format_some
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +28,9 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
+# Old checkpoints store the rotary frequencies, which follow from the config.
+_DERIVED = "rotary_emb.inv_freq"
+_CHUNK_VALUES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -75,19 +80,55 @@ class Checkpoint:
         return sorted(set(self.shard_of.values()))
 
     def tensor(self, name: str) -> "torch.Tensor":
-        """Return the tensor called ``name`` as float32."""
+        """Return the tensor called ``name`` as float32.
+
+        Raises:
+            ModelError: it holds NaN or infinity.
+        """
+        tensor = self._tensor(name)
+        self._check_finite(tensor.numpy())
+        return tensor
+
+    def rows(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+        """Return rows of the tensor called ``name`` as float32, without torch; all by default.
+
+        Raises:
+            ModelError: they hold NaN or infinity.
+        """
+        values = self._rows(name, start, stop)
+        self._check_finite(values)
+        return values
+
+    def faulty_values(self) -> str | None:
+        """Return which tensors hold NaN or infinity, for an error; every weight is read."""
+        names = [n for n in self.shard_of if not all(map(_is_finite, self._chunks(n)))]
+        return f"{format_some(names)} hold NaN or infinity" if names else None
+
+    def _check_finite(self, values: NDArray[np.float32]) -> None:
+        if not _is_finite(values):
+            raise ModelError(
+                f"{self.folder}: {self.faulty_values()}; fetch the weights again, or train again"
+            )
+
+    def _tensor(self, name: str) -> "torch.Tensor":
         with safe_open(self.shard_of[name], framework="pt") as shard:
             tensor: torch.Tensor = shard.get_tensor(name)
         return tensor.float()
 
-    def rows(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
-        """Return rows of the tensor called ``name`` as float32, without torch; all by default."""
+    def _rows(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         stored = self._stored[name]
         stop = stored.shape[0] if stop is None else stop
         if stored.is_plain:
             return stored.rows(start, stop)
-        values: NDArray[np.float32] = self.tensor(name)[start:stop].numpy()
+        values: NDArray[np.float32] = self._tensor(name)[start:stop].numpy()
         return values
+
+    def _chunks(self, name: str) -> Iterator[NDArray[np.float32]]:
+        """Yield the values of a tensor a few at a time."""
+        shape = self.shape(name) or (1,)
+        step = max(1, _CHUNK_VALUES // max(1, math.prod(shape[1:])))
+        for start in range(0, shape[0], step):
+            yield self._rows(name, start, min(start + step, shape[0]))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of the tensor called ``name`` without reading it."""
@@ -130,9 +171,17 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     )
     if missing or not shard_of:
         raise ModelError(f"{folder} is no checkpoint: config.json lacks {sorted(missing)}")
-    if config.get("tie_word_embeddings") and "model.embed_tokens.weight" in shard_of:
+    if ties_embedding(config) and "model.embed_tokens.weight" in shard_of:
         shard_of.pop("lm_head.weight", None)  # some checkpoints store the tied copy again
-    return Checkpoint(folder, config, shard_of)
+    needed = {name: path for name, path in shard_of.items() if not name.endswith(_DERIVED)}
+    return Checkpoint(folder, config, needed)
+
+
+def _is_finite(values: NDArray[np.float32]) -> bool:
+    """Return whether there is no NaN and no infinity among ``values``."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        # One of them makes the sum one, and a sum takes no memory; large weights do so, too.
+        return bool(np.isfinite(values.sum()) or np.isfinite(values).all())
 
 
 def read_licence(folder: Path) -> str | None:

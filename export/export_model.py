@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgekd.errors import ExportError, ModelError, VerificationError
-from edgekd.export.architectures import architecture_of
 from edgekd.export.budget import Budget
 from edgekd.export.calibrate import CalibrationOptions, calibrate, describe, plan_for_budget
 from edgekd.export.checkpoint import Checkpoint, open_checkpoint, read_licence
 from edgekd.export.from_gguf import gguf_to_checkpoint, write_text_side
 from edgekd.export.genai_config import Target
+from edgekd.export.input_faults import check_input
 from edgekd.export.modelfile import modelfile, modelfile_path
 from edgekd.export.plan import HeadQuant, Plan, make_plan, parse_quant
 from edgekd.export.to_gguf import write_gguf
@@ -23,6 +23,7 @@ from edgekd.export.trained_rows import with_trained_rows
 from edgekd.export.verify import verify_against_checkpoint
 from edgekd.files import atomic_file, atomic_folder, size_of, write_text_atomic
 from edgekd.manifest import (
+    TENSORS_KEY,
     Manifest,
     describe_files,
     manifest_path,
@@ -63,6 +64,7 @@ def export_model(
 
     Raises:
         ExportError: the model has no such form.
+        ModelError: it lacks a tensor, or holds what is no number, or its chat template is broken.
         VerificationError: what was written is not what it should be; ``out`` is as it was, and the
             artifact is kept as ``out``.rejected with the reason beside it.
         OutputError: ``out`` cannot be written; it is as it was.
@@ -72,7 +74,7 @@ def export_model(
     if output_format == "gguf" and target != "cpu":
         raise ExportError(f"a GGUF is the same for every device; leave --target {target} out")
     with as_checkpoint(model, revision) as checkpoint:
-        architecture_of(checkpoint.config)  # before anything is written
+        check_input(checkpoint)  # before anything is written
         plan = make_plan(checkpoint, parse_quant(quant), head)
         if plan.fallen:
             (progress or Silence()).say(
@@ -200,6 +202,7 @@ def _manifest(
             **(settings or {}),
         },
         verification=report,
+        tensors_sha256=report.pop(TENSORS_KEY),  # too long for the report that is shown
         licence=read_licence(checkpoint.folder),
     )
 

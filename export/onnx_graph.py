@@ -11,6 +11,8 @@ from onnx import TensorProto, helper
 from edgekd.export.onnx_weights import WeightFiles
 
 _MICROSOFT = "com.microsoft"
+ROWS_KEY = "edgekd.rows"
+"""Metadata of the model: for every matrix of several, checkpoint names and rows of its parts."""
 FloatType = type[np.float32] | type[np.float16]
 
 

@@ -27,14 +27,12 @@ from edgekd.export.blocks import (
     zero_points,
 )
 from edgekd.export.checkpoint import Checkpoint
-from edgekd.export.onnx_graph import FloatType, GraphBuilder
+from edgekd.export.onnx_graph import ROWS_KEY, FloatType, GraphBuilder
 from edgekd.export.plan import Plan
 from edgekd.export.round_matrix import matrix_blocks
 
 # B blocks in a row, K columns, N rows
 
-ROWS_KEY = "edgekd.rows"
-"""Metadata of the model: for every matrix of several, checkpoint names and rows of its parts."""
 # Multiply in int8 where the processor can, as llama.cpp does; 1 would be fp32 throughout.
 _ACCURACY_LEVEL = 4
 _FLOAT_LEVEL = 1

@@ -17,7 +17,7 @@ from edgekd.export.architectures import deinterleave_rows
 from edgekd.export.blocks import BITS, Blocks, GridName, pack_gguf, unpack_gguf, unpack_matmul_nbits
 from edgekd.export.checkpoint import Checkpoint
 from edgekd.export.k_quants import K_TYPES
-from edgekd.export.onnx_matrices import ROWS_KEY
+from edgekd.export.onnx_graph import ROWS_KEY
 from edgekd.export.to_onnx import MODEL_FILE
 from edgekd.runtime.gguf_header import read_gguf_header
 from edgekd.runtime.model_kind import ModelKind, detect_kind

@@ -2,7 +2,7 @@
 
 * structure: the manifest's hashes, the header, the tokenizer, the chat template;
 * weights: codes and scales equal the checkpoint's, rounded by the training grid or on
-  calibration data, bit for bit;
+  calibration data, bit for bit, and so do the numbers that they stand for, norms and biases too;
 * arithmetic: what the engine adds on top of those weights (int8 activations), as KL and top-1
   against torch running the very same rounded weights;
 * and beside them, never as a gate, what the rounding itself costs against the float checkpoint.
@@ -20,8 +20,10 @@ import torch
 from edgekd.errors import VerificationError
 from edgekd.export.blocks import Blocks
 from edgekd.export.checkpoint import Checkpoint, open_checkpoint
+from edgekd.export.input_faults import check_input
 from edgekd.export.kept_rows import keep_as_recorded
 from edgekd.export.plan import Plan, Quant, recorded_plan
+from edgekd.export.probe_chats import rendered_chats
 from edgekd.export.read_back import (
     read_gguf_blocks,
     read_gguf_rows,
@@ -30,7 +32,9 @@ from edgekd.export.read_back import (
 )
 from edgekd.export.round_matrix import matrix_blocks, matrix_rows
 from edgekd.export.rounded_model import rounded_model
+from edgekd.export.tensor_hashes import hash_and_compare
 from edgekd.export.verify_npu import can_run, verify_on_npu
+from edgekd.manifest import TENSORS_KEY
 from edgekd.runtime.chat_template import read_chat_template
 from edgekd.runtime.fidelity import Fidelity, GreedyAgreement, compare_engines, compare_greedy
 from edgekd.runtime.loading import LoadedModel, open_model
@@ -49,14 +53,6 @@ PROBE_TEXTS = (
     "\U0001f389\U0001f469\u200d\U0001f469\u200d\U0001f467 \U0001f1ea\U0001f1fa   three   spaces"
     "\r\n\r\n\ttabs 1234567 12.5% can't I'LL they'RE",
 )
-_CONVERSATION = [
-    {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": "What is 2 + 2?"},
-    {"role": "assistant", "content": "4"},
-    {"role": "user", "content": "Sure?"},
-]
-
-
 _N_GREEDY_TOKENS = 16
 
 
@@ -110,10 +106,12 @@ def verify_against_checkpoint(
         VerificationError: a check failed; it says which and by how much.
     """
     n_matrices = check_blocks(artifact, checkpoint, plan)
+    rounded = rounded_model(checkpoint, plan)
+    hashes = hash_and_compare(artifact, checkpoint, plan, dict(rounded.named_parameters()))
     loaded = open_model(artifact, context_tokens=512)
     try:
         check_text_side(loaded, checkpoint)
-        arithmetic, greedy, rounding = _measure(loaded, checkpoint, plan)
+        arithmetic, greedy, rounding = _measure(loaded, checkpoint, rounded)
     finally:
         loaded.engine.close()
     limit = _limit_of(artifact, plan)
@@ -124,6 +122,7 @@ def verify_against_checkpoint(
         )
     return {
         "equal_matrices": n_matrices,
+        TENSORS_KEY: hashes,
         "tokenizer": "equal ids",
         "arithmetic": asdict(arithmetic),
         "greedy": asdict(greedy),
@@ -149,8 +148,10 @@ def verify_as_recorded(
 
     Raises:
         VerificationError: a check failed; it says which and by how much.
+        ModelError: the reference itself is damaged.
     """
     checkpoint = open_checkpoint(reference)
+    check_input(checkpoint)
     plan = recorded_plan(checkpoint, recipe)
     recorded = recipe.get("calibration")
     if recorded is None:
@@ -241,11 +242,10 @@ def check_text_side(loaded: LoadedModel, checkpoint: Checkpoint) -> None:
     """
     tokenizer = FileTokenizer(checkpoint.folder)
     template = read_chat_template(checkpoint.folder)
-    wanted = template.render(_CONVERSATION) if template else None
-    rendered = loaded.chat_template.render(_CONVERSATION) if loaded.chat_template else None
-    if wanted != rendered:
+    wanted = rendered_chats(template)
+    if wanted != rendered_chats(loaded.chat_template):
         raise VerificationError(f"{loaded.path.name} renders chats unlike its checkpoint")
-    for text in (*PROBE_TEXTS, wanted or ""):
+    for text in (*PROBE_TEXTS, *filter(None, wanted)):
         expected, found = tokenizer.encode(text), loaded.tokenizer.encode(text)
         if expected != found:
             raise VerificationError(
@@ -257,12 +257,12 @@ def check_text_side(loaded: LoadedModel, checkpoint: Checkpoint) -> None:
 
 
 def _measure(
-    loaded: LoadedModel, checkpoint: Checkpoint, plan: Plan
+    loaded: LoadedModel, checkpoint: Checkpoint, rounded_weights: Any
 ) -> tuple[Fidelity, GreedyAgreement, Fidelity]:
     """Return the engine's distance from the rounded weights, and theirs from the float ones."""
     room = loaded.engine.context_tokens - _N_GREEDY_TOKENS
     sequences = [loaded.tokenizer.encode(text)[:room] for text in PROBE_TEXTS]
-    rounded = TorchEngine(rounded_model(checkpoint, plan), 512)
+    rounded = TorchEngine(rounded_weights, 512)
     arithmetic = compare_engines(rounded, loaded.engine, sequences)
     prompts = [ids[: len(ids) // 2] for ids in sequences[:2]]
     greedy = compare_greedy(rounded, loaded.engine, prompts, _N_GREEDY_TOKENS)

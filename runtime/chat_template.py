@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import ModelError
 from edgekd.runtime.tokenizer import read_json
+from edgekd.untrusted import MALFORMED
 
 if TYPE_CHECKING:
     import jinja2
@@ -96,7 +97,7 @@ class ChatTemplate:
                     raise ModelError(
                         f"the chat template gave more than {_MAX_PROMPT_CHARS} characters"
                     )
-        except (jinja2.TemplateError, TypeError, KeyError, OverflowError) as error:
+        except (jinja2.TemplateError, RecursionError, *MALFORMED) as error:
             raise ModelError(f"the chat template refuses these messages: {error}") from error
         return "".join(parts)
 

@@ -26,7 +26,7 @@ from edgekd.cli_options import (
 )
 from edgekd.cli_report import app as report_app
 from edgekd.cli_serve import app as serve_app
-from edgekd.errors import EdgekdError
+from edgekd.errors import EdgekdError, MissingExtraError
 from edgekd.no_memory import ADVICE, is_out_of_memory
 from edgekd.progress import make_progress
 
@@ -190,8 +190,8 @@ def verify(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check the hashes of ARTIFACT and, with --reference, its weights and logits."""
-    from edgekd.manifest import check_files, manifest_path, read_manifest
+    """Check the hashes of ARTIFACT and of its tensors; with --reference its weights and logits."""
+    from edgekd.manifest import TENSORS_KEY, check_files, manifest_path, read_manifest
     from edgekd.runtime.model_kind import detect_kind
 
     detect_kind(artifact)
@@ -209,6 +209,7 @@ def verify(
 
         make_progress(quiet).say(f"comparing weights, tokenizer and logits with {reference}")
         report |= verify_as_recorded(artifact, reference, manifest["recipe"], on_npu=emulate)
+    report["tensors"] = _check_tensors(artifact, manifest, report.pop(TENSORS_KEY, None))
     print_result(report, as_json, f"{artifact}: good\n{json.dumps(report, indent=2)}")
 
 
@@ -230,6 +231,22 @@ def package(
         f"{report['commands'][1]}"
     )
     print_result(report, as_json, text)
+
+
+def _check_tensors(artifact: Path, manifest: dict[str, Any], found: Any) -> str:
+    """Return what is to be said of the tensors' hashes; ``found`` where they are known already."""
+    from edgekd.manifest import TENSORS_KEY
+
+    if not (recorded := manifest.get(TENSORS_KEY)):
+        return "unavailable: the manifest records no hashes of tensors; export the model again"
+    try:
+        need("export", "gguf", "onnx")
+    except MissingExtraError as error:
+        return f"unavailable: {error}"
+    from edgekd.export.tensor_hashes import check_recorded, hash_tensors
+
+    check_recorded(artifact, hash_tensors(artifact) if found is None else found, recorded)
+    return f"{len(recorded)} unchanged"
 
 
 def _show_lineage(artifact: Path, look_in: list[Path], as_json: bool) -> None:

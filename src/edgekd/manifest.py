@@ -19,6 +19,7 @@ from edgekd.untrusted import is_plain_name, parse_json
 
 SCHEMA_VERSION = 1
 NAME = "edgekd.json"
+TENSORS_KEY = "tensors_sha256"
 _TOOLS = ("edgekd", "torch", "transformers", "tokenizers", "gguf", "onnx", "onnxruntime")
 
 
@@ -36,6 +37,8 @@ class Manifest:
     """Every setting of the run that made it."""
     verification: dict[str, Any] = field(default_factory=dict)
     """What was checked and measured, with its limits."""
+    tensors_sha256: dict[str, str] = field(default_factory=dict)
+    """Of an artifact: checkpoint tensor name to the hash of its dequantized values."""
     licence: str | None = None
     """SPDX identifier of the weights, where the source says so."""
     schema_version: int = SCHEMA_VERSION
@@ -85,6 +88,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
             and isinstance(sources, list)
             and all(isinstance(entry, dict) for entry in sources)
             and isinstance(files, dict)
+            and isinstance(manifest.get(TENSORS_KEY, {}), dict)
             and all(
                 isinstance(entry, dict) and isinstance(entry.get("sha256"), str)
                 for entry in files.values()

@@ -1,4 +1,6 @@
-"""Numbers for people: bytes, counts and durations as short text."""
+"""Numbers and lists for people: bytes, counts, durations and many names as short text."""
+
+from collections.abc import Sequence
 
 
 def format_bytes(size_bytes: float) -> str:
@@ -24,3 +26,9 @@ def format_duration(duration_s: float) -> str:
     minutes, seconds = divmod(round(duration_s), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
+
+
+def format_some(items: Sequence[str], n_shown: int = 3) -> str:
+    """Return the first of ``items`` and how many there are besides: ``a, b, c and 7 more``."""
+    more = f" and {len(items) - n_shown} more" if len(items) > n_shown else ""
+    return f"{', '.join(items[:n_shown])}{more}"

@@ -18,7 +18,7 @@ from edgekd.errors import ExportError, VerificationError
 from edgekd.export.blocks import dequantize, quantize
 from edgekd.export.checkpoint import Checkpoint, open_checkpoint
 from edgekd.export.genai_config import Target
-from edgekd.export.onnx_matrices import ROWS_KEY
+from edgekd.export.onnx_graph import ROWS_KEY
 from edgekd.export.plan import Quant, make_plan
 from edgekd.export.read_back import read_onnx_blocks
 from edgekd.export.to_onnx import MODEL_FILE, write_onnx
