@@ -7,6 +7,7 @@ A graph is one file, or several parts of consecutive layers that run one after t
 """
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +24,7 @@ GRAPHS = ("prefill", "decode")
 Activations = Literal["fp16", "a16"]
 HIDDEN = -30_000.0
 """Added to scores of slots that hold nothing: within fp16, and nothing after a softmax."""
+_FILE_NAME = re.compile(r"\w[\w.-]{0,254}", re.ASCII)
 _WHOLE_SCHEMA, _SPLIT_SCHEMA = 1, 2
 """Versions of ``npu.json``: an edgekd that knows no parts refuses those, and reads the rest."""
 
@@ -94,17 +96,24 @@ def read_static(folder: Path) -> StaticModel:
         model = StaticModel(**content, compiled=Compiled(**compiled) if compiled else None)
         _check_parts(model)
         return model
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(
             f"{folder / NPU_FILE} is not what this edgekd writes ({error}); export the model again"
         ) from error
 
 
 def _check_parts(model: StaticModel) -> None:
+    """Return only if every part has a file, named as it may be in a folder and a shell script."""
     if type(model.n_parts) is not int or model.n_parts < 1:
         raise ValueError(f"n_parts is {model.n_parts!r}")
-    if model.compiled and (missing := {*model.all_parts()} - model.compiled.graphs.keys()):
-        raise ValueError(f"no binary of {', '.join(sorted(missing))}")
+    if model.compiled is None:
+        return
+    graphs, binaries = model.compiled.graphs, model.compiled.binaries
+    if missing := set(model.all_parts()) - graphs.keys():
+        raise ValueError(f"no file for {', '.join(sorted(missing))}")
+    for name in (*graphs.values(), *binaries.keys()):
+        if not _FILE_NAME.fullmatch(name):
+            raise ValueError(f"{name[:100]!r} is no plain file name")
 
 
 def write_static(folder: Path, model: StaticModel) -> None:

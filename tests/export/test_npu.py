@@ -252,7 +252,7 @@ def test_unknown_chips_and_sizes_that_do_not_fit_are_refused(
         ({"schema_version": 3}, "another schema version"),
         ({"schema_version": 2, "n_parts": "2"}, "n_parts is '2'"),
         ({"schema_version": 2, "n_parts": 0}, "n_parts is 0"),
-        ({"compiled": {"graphs": {"prefill": "p"}}}, "no binary of decode"),
+        ({"compiled": {"graphs": {"prefill": "p"}}}, "no file for decode"),
     ],
 )
 def test_a_damaged_description_is_refused(
