@@ -49,6 +49,7 @@ of samples taken in turns, whose geometric means stand beside it. A verdict goes
 their verdict says only which is larger. All are of one machine, one pair of models and these
 versions.
 """
+NOT_RUN = "<!-- not run: minutes to hours, beside programs of others -->"
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def losses(compared: Sequence[tuple[Section, Compared]]) -> str:
 
 def section_text(section: Section, found: Json | None, compared: Sequence[Compared]) -> str:
     """Return the heading, the command, where it ran, and the table."""
-    lines = [f"## {section.title}", "", section.text, "", "```bash"]
+    lines = [f"## {section.title}", "", section.text, "", NOT_RUN, "", "```bash"]
     lines += [*commands(section.benchmark), "```", ""]
     if found is None:
         return "\n".join([*lines, "No result is committed yet.", ""])

@@ -12,7 +12,7 @@ PAGES = sorted(
     key=lambda page: page.relative_to(ROOT).as_posix(),
 )
 _FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<language>[\w-]*)\s*$")
-_MARK = re.compile(r"^<!-- (?P<mark>run(: server)?) -->$")
+_MARK = re.compile(r"^<!-- (?P<mark>run(: (server|qnn))?|not run: .+) -->$")
 _LINK = re.compile(r"(?P<image>!?)\[[^\]]*\]\((?P<target>[^)\s]+)\)")
 _SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 _COMMENT = re.compile(r"(?:^|(?<=\s))#.*$", re.MULTILINE)
@@ -27,7 +27,7 @@ class Block:
     line: int
     language: str
     mark: str
-    """What stands in an HTML comment before it: "run", "run: server", or nothing."""
+    """What the HTML comment before it says: "run", "run: server", "not run: why" ...; or ""."""
     text: str
 
     def __str__(self) -> str:
@@ -91,7 +91,12 @@ def spans_of(page: Path) -> list[str]:
 def anchors_of(page: Path) -> set[str]:
     """Return the names of the headings, as GitHub and mkdocs make them."""
     titles = re.findall(r"^#+ (.*?)\s*$", split(page)[1], re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+    return {anchor_of(title) for title in titles}
+
+
+def anchor_of(title: str) -> str:
+    """Return the name that a link to the heading ``title`` has."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-")
 
 
 def commands_of(script: str) -> Iterator[list[str]]:

@@ -155,5 +155,15 @@ def test_data_blocks_can_be_read(language: str, read: Any) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_block_says_what_it_is(page: Path) -> None:
-    known = {"", "bash", "python", "json", "toml", "ini", "text", "mermaid"}
+    known = {"bash", "python", "json", "toml", "ini", "text", "mermaid"}
     assert {block.language for block in split(page)[0]} <= known
+
+
+@pytest.mark.parametrize("block", [*SHELL, *blocks_of("python")], ids=str)
+def test_every_block_of_commands_is_run_or_says_why_not(block: Block) -> None:
+    assert block.mark, "put <!-- run --> or <!-- not run: why --> before it"
+
+
+def test_most_blocks_of_commands_are_run() -> None:
+    marks = [block.mark for block in SHELL if name_of(block.page) != "docs/peers.md"]
+    assert sum(mark.startswith("run") for mark in marks) > len(marks) / 2

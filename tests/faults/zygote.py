@@ -37,7 +37,7 @@ NOT_HERE = 77
 
 def serve() -> None:
     """Run jobs until the input ends."""
-    _import_everything()
+    import_everything()
     print("ready", flush=True)
     for line in sys.stdin:
         job = json.loads(line)
@@ -61,7 +61,8 @@ def serve() -> None:
             print(json.dumps({"broken": f"the harness exited with {code}"}), flush=True)
 
 
-def _import_everything() -> None:
+def import_everything() -> None:
+    """Import all that commands do, so that their forks need not."""
     sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
     import accelerate  # noqa: F401
     import datasets  # noqa: F401
@@ -188,7 +189,7 @@ def _run_command(job: Job, scratch: Path) -> None:
             used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             limit = used + job["headroom_bytes"]
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        code = _call_main()
+        code = call_main()
     except BaseException:
         traceback.print_exc()
     finally:
@@ -198,7 +199,7 @@ def _run_command(job: Job, scratch: Path) -> None:
         os._exit(code)
 
 
-def _call_main() -> int:
+def call_main() -> int:
     """Return the exit code of ``edgekd``, its message printed as the interpreter does."""
     from edgekd.cli import main
 
