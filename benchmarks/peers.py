@@ -210,6 +210,9 @@ def measuring(found: Json) -> Iterator[Compared]:
         )
 
 
+_TWO_PROCESSES = "its engine runs in a process of its own, which Python drives"
+
+
 def serving(found: Json) -> Iterator[Compared]:
     """Yield edgekd serve beside llama-server and llama_cpp.server."""
     loads = found["loads"]
@@ -224,12 +227,20 @@ def serving(found: Json) -> Iterator[Compared]:
                 theirs["tokens_per_s_samples"],
                 "{:.0f}",
                 more_is_better=True,
+                if_worse=_TWO_PROCESSES,
             )
             for field, what in (
                 ("ttft_p50_ms", "first token after, median ms"),
                 ("itl_p95_ms", "gap between tokens, p95 ms"),
             ):
-                yield of_values(f"{load}: {what}", peer, ours[field], theirs[field], "{:.1f}")
+                yield of_values(
+                    f"{load}: {what}",
+                    peer,
+                    ours[field],
+                    theirs[field],
+                    "{:.1f}",
+                    if_worse=_TWO_PROCESSES,
+                )
     beside, cancel = found["itl_beside_a_prompt"], found["cancel_p95_ms"]
     for peer in beside:
         if peer != "edgekd serve":
