@@ -210,7 +210,7 @@ def measuring(found: Json) -> Iterator[Compared]:
         )
 
 
-_TWO_PROCESSES = "its engine runs in a process of its own, which Python drives"
+_TWO_PROCESSES = "edgekd's engine runs in a process of its own, which Python drives"
 
 
 def serving(found: Json) -> Iterator[Compared]:
