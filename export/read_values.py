@@ -74,7 +74,7 @@ def _gguf_values(path: Path) -> Iterator[Values]:
         if (name := architecture.to_hf_name(entry.name)) is None:
             continue
         stored = np.fromfile(path, np.uint8, entry.size_bytes, offset=entry.offset_bytes)
-        rows = stored.reshape(entry.shape[1] if len(entry.shape) > 1 else 1, -1)
+        rows: NDArray[Any] = stored.reshape(entry.shape[1] if len(entry.shape) > 1 else 1, -1)
         if n_rotated := architecture.rotated_heads(name, n_heads, n_groups):
             rows = deinterleave_rows(rows.reshape(-1, _row_bytes(entry)), n_rotated)
         floats = {"F16": np.float16, "F32": np.float32}.get(entry.type_name, np.float32)

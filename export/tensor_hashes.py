@@ -116,9 +116,9 @@ class _Compared:
         self.sha256 = digest.hexdigest()
 
 
-def _canonical(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def _canonical(values: NDArray[np.float32]) -> memoryview:
     """Return ``values`` as they are hashed."""
-    return np.ascontiguousarray(values + np.float32(0), "<f4")
+    return np.ascontiguousarray(values + np.float32(0), "<f4").data
 
 
 def _add(hashes: Hashes, name: str, sha256: str, artifact: Path) -> None:

@@ -22,7 +22,9 @@ from edgekd.errors import VerificationError
 from edgekd.export.checkpoint import Checkpoint
 from edgekd.export.export_model import Format, export_model
 from edgekd.export.plan import make_plan
-from edgekd.export.tensor_hashes import hash_tensors
+from edgekd.export.rounded_model import rounded_model
+from edgekd.export.tensor_hashes import hash_and_compare, hash_tensors
+from edgekd.export.to_onnx import write_onnx
 from edgekd.export.verify import verify_against_checkpoint
 from edgekd.files import sha256_of
 from edgekd.manifest import manifest_path, read_manifest
@@ -59,7 +61,7 @@ def hashes_by_gguf_package(path: Path, checkpoint: Checkpoint, kind: gguf.MODEL_
 def hashes_by_onnx_runtime(folder: Path, checkpoint: Checkpoint) -> Any:
     """Let the runtime's own operators dequantize: times an identity, and by a lookup of all ids."""
     model = onnx.load(str(folder / "model.onnx"))
-    found = {}
+    found: dict[str, str] = {}
     for stored, values in _matrices(model, int(checkpoint.config["vocab_size"])):
         end = 0
         for name in _names_in(stored):
@@ -231,3 +233,14 @@ def test_weights_beyond_what_a_scale_holds_are_refused(
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(VerificationError, match="embed_tokens.weight has weights beyond what q8_0"):
         export_model(str(folder), output_format, tmp_path / "out")
+
+
+def test_a_folder_for_cuda_has_the_same_matrices_and_norms_of_sixteen_bits(
+    tiny: Checkpoint, tiny_onnx: Path, tmp_path: Path
+) -> None:
+    plan = make_plan(tiny, "q4_0")
+    write_onnx(tiny, plan, tmp_path, "cuda")
+    weights = dict(rounded_model(tiny, plan).named_parameters())
+    for_cuda, for_cpu = hash_and_compare(tmp_path, tiny, plan, weights), hash_tensors(tiny_onnx)
+    assert set(for_cuda) == set(for_cpu)
+    assert all(for_cuda[name] == for_cpu[name] for name in plan.grids())
