@@ -5,6 +5,7 @@ import shutil
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 
@@ -12,6 +13,9 @@ from tests.conftest import TEXTS, save_tiny_model
 from tests.faults.forks import Zygote
 
 HUB_ID = "nobody/nothing"
+_UNCLEAR, _USAGE = 3, 2
+"""Exit codes of ``bench compare``."""
+_FOR_NPU = ["--target", "qnn", "--ctx", "64", "--prefill", "16", "--no-emulate"]
 _SIZES = ["-p", "8", "-n", "4", "-r", "1", "--no-roofline", "--no-cold"]
 
 
@@ -36,6 +40,16 @@ class Command:
     """Address space in which its engine's process cannot open a model, but it can say so."""
     resumes: bool = False
     """Whether it goes on with what an earlier run of it left, and so leaves what it has."""
+    appends: bool = False
+    """Whether its result is lines, always the same: what a killed run left is their beginning."""
+    refuses_old: bool = False
+    """Whether it writes nothing where a result lies already."""
+    is_small: bool = False
+    """Whether its result fits on a disk that is full for others."""
+    endings: tuple[int, ...] = (0,)
+    """The exit codes that say all is well."""
+    refusal: int = 1
+    """The exit code of an error."""
 
     def arguments(self, world: "World", place: Path, model: Path | str | None) -> list[str]:
         """Return the arguments, with ``model`` in the place of the world's own."""
@@ -43,6 +57,7 @@ class Command:
         values = {
             "model": str(chosen),
             "text": str(world.folder / "text.txt"),
+            "prompts": str(world.folder / "prompts.jsonl"),
             "cache": str(world.folder / "cache"),
             "out": str(place / (self.out or "out")),
         }
@@ -87,6 +102,16 @@ COMMANDS = [
         ["cache", "inspect", "{out}"],
         resumes=True,
     ),
+    Command(
+        "answer",
+        ["answer", "{prompts}", "--teacher", "{model}", "--max-tokens", "4", "--ctx", "256"]
+        + ["--out", "{out}", "--quiet"],
+        "tiny.gguf",
+        "answers.jsonl",
+        resumes=True,
+        appends=True,
+        is_small=True,
+    ),
     Command("cache inspect", ["cache", "inspect", "{model}"], "cache", takes_hub_id=False),
     Command(
         "export --format gguf",
@@ -111,6 +136,7 @@ COMMANDS = [
         "tiny.gguf",
         "pack",
         ["eval", "{model}", "--reference", "{out}", "--quiet"],
+        is_small=True,
     ),
     Command(
         "bench",
@@ -118,6 +144,24 @@ COMMANDS = [
         "tiny.gguf",
         "run.json",
         ["bench", "compare", "{out}", "{out}"],
+        is_small=True,
+    ),
+    Command(
+        "bench compare",
+        ["bench", "compare", "{model}", "{model}"],
+        "run.json",
+        takes_hub_id=False,
+        endings=(0, _UNCLEAR),
+        refusal=_USAGE,
+    ),
+    Command(
+        "report",
+        ["report", "--int4", "{model}", "--text", "{text}", "--tokens", "64", "--no-roofline"]
+        + ["-p", "8", "-n", "4", "-r", "1", "--save", "{out}", "--quiet"],
+        "tiny.gguf",
+        "rows.json",
+        ["report", "{out}", "-o", "json"],
+        is_small=True,
     ),
     Command("bench (onnx)", ["bench", "{model}", *_SIZES, "--quiet"], "tiny-onnx"),
     Command(
@@ -136,9 +180,22 @@ COMMANDS = [
     ),
     Command("devices fit", ["devices", "fit", "{model}", "--on", "raspberry-pi-5"], "tiny.gguf"),
     Command("devices detect", ["devices", "detect"], takes_hub_id=False),
+    Command("devices list", ["devices", "list"], takes_hub_id=False),
+    Command("devices show", ["devices", "show", "raspberry-pi-5"], takes_hub_id=False),
     Command("doctor", ["doctor"], takes_hub_id=False),
     Command("demo", ["demo", "--out", "{out}", "--quiet"], out="demo", takes_hub_id=False),
 ]
+if find_spec("onnxruntime_qnn"):
+    COMMANDS.append(
+        Command(
+            "package",
+            ["package", "{model}", "--target", "android", "--out", "{out}", "--quiet"],
+            "tiny-qnn",
+            "phone",
+            takes_hub_id=False,
+            refuses_old=True,
+        )
+    )
 BY_NAME = {command.name: command for command in COMMANDS}
 
 
@@ -154,16 +211,20 @@ def make_world(folder: Path, zygote: Zygote) -> World:
     world = World(folder)
     save_tiny_model(folder / "tiny")
     (folder / "text.txt").write_text("\n\n\n".join(TEXTS), "utf-8")
-    for name, made in (
+    prompts = [json.dumps({"prompt": text}) for text in TEXTS]
+    (folder / "prompts.jsonl").write_text("\n".join(prompts), "utf-8")
+    for name, made, *more in (
         ("export --format gguf", "tiny.gguf"),
         ("export --format onnx", "tiny-onnx"),
         ("cache", "cache"),
+        ("bench", "run.json"),
+        *([("export --format onnx", "tiny-qnn", *_FOR_NPU)] if "package" in BY_NAME else []),
     ):
         command, scratch = BY_NAME[name], folder / f"scratch-{made}"
         scratch.mkdir()
         argv = command.arguments(world, folder, None)
-        argv[argv.index("--out") + 1] = str(folder / made)
-        outcome = zygote.run(argv, folder, scratch)
+        argv[argv.index(str(folder / (command.out or "")))] = str(folder / made)
+        outcome = zygote.run([*argv, *more], folder, scratch)
         assert outcome.code == 0, outcome.stderr
         shutil.rmtree(scratch)
     return world
@@ -190,8 +251,14 @@ def spoilt(source: Path, into: Path, how: str, draw: Random) -> Path:
 def _victim(copy: Path, how: str) -> Path:
     if copy.is_file():
         return copy
-    described = ["cache.json", "model.onnx", "config.json"]
-    stored = ["shard-00000.safetensors", "model.onnx.data", "model.onnx_data", "model.safetensors"]
+    described = ["cache.json", "model.onnx", "npu.json", "config.json"]
+    stored = [
+        "decode_qnn.bin",
+        "shard-00000.safetensors",
+        "model.onnx.data",
+        "model.onnx_data",
+        "model.safetensors",
+    ]
     for name in described if how == "wrong type" else stored + described:
         if (copy / name).is_file():
             return copy / name

@@ -78,14 +78,13 @@ def _expected(command: Command, fault: str) -> Expected | None:
         is_short = fault in ("read-only disk", "no network")
         return "refused" if is_short else None
     if fault in ("full disk", "file-size limit"):
-        small = command.name in ("bench", "eval")  # their results fit into any disk's last block
-        return ("refused" if not small else "either") if writes else None
+        return ("either" if command.is_small else "refused") if writes else None
     if fault == "read-only disk":
         return "refused" if writes else "works"
     if fault in SPOILING:
         if command.model is None:
             return None
-        is_checked = command.name.startswith(("verify", "cache inspect"))
+        is_checked = command.name.startswith(("verify", "cache inspect", "package"))
         return "refused" if is_checked or fault != "flipped bit" else "either"
     if fault == "no network":
         return "refused" if command.takes_hub_id else "works"
@@ -139,7 +138,7 @@ class Runner:
     def _run_killed(self, cell: Cell, folder: Path) -> Verdict:
         command = cell.command
         place = self._place_with_old(command, folder)
-        clean = {*snapshot(self._clean(command)), "other.txt"}
+        clean = snapshot(self._clean(command))
         whole_s = self._seconds[command.name]
         moment_s = self._draw.uniform(0.02, whole_s)
         outcome = self._start(command, place, folder, None, kill_after_s=moment_s)
@@ -147,21 +146,26 @@ class Runner:
             return Verdict(cell, "bad", f"processes live on: {outcome.orphans}")
         if fault := self._check(cell, place, folder):
             return Verdict(cell, "bad", f"after {moment_s:.2f} s: {fault}")
+        if command.refuses_old and (place / (command.out or "")).exists():
+            is_whole = snapshot(place).keys() == clean.keys() | {"other.txt"}
+            return Verdict(cell, "good" if is_whole else "bad", "a part of a result", "killed")
         again = self._start(command, place, folder, None)
         if again.code not in _endings(command):
             return Verdict(cell, "bad", f"started again: {again.stderr.strip()[-300:]}")
-        if left := sorted(again.after.keys() - clean):
+        if left := sorted(again.after.keys() - clean.keys() - {"other.txt"}):
             return Verdict(cell, "bad", f"left after another run: {left}")
+        if command.appends and again.after.get(command.out or "") != clean[command.out or ""]:
+            return Verdict(cell, "bad", "the lines of the killed and the next run are others")
         fault = self._check(cell, place, folder)
         return Verdict(cell, "bad" if fault else "good", fault or "", "killed")
 
     def _place_with_old(self, command: Command, folder: Path) -> Path:
         """Return a folder with the result of an earlier run, and something else.
 
-        A command that goes on with earlier results finds none.
+        A command that goes on with earlier results, or refuses them, finds none.
         """
         place = folder / "place"
-        if command.resumes or command.name == "demo":
+        if command.resumes or command.refuses_old or command.name == "demo":
             place.mkdir()
         else:
             shutil.copytree(self._clean(command), place)
@@ -241,7 +245,7 @@ def _judge(cell: Cell, outcome: Outcome, result_fault: str | None) -> Verdict:
 
 def _refusal_fault(cell: Cell, outcome: Outcome, lines: list[str]) -> str | None:
     command = cell.command
-    if outcome.code != 1:
+    if outcome.code != command.refusal:
         return f"exit code {outcome.code}: {outcome.stderr[-600:]}"
     if cell.fault == "no memory" and "Traceback" not in outcome.stderr:
         lines = lines[-1:]  # before it, libraries of child processes may say the same
@@ -251,11 +255,11 @@ def _refusal_fault(cell: Cell, outcome: Outcome, lines: list[str]) -> str | None
         name
         for name in outcome.before.keys() | outcome.after.keys()
         if outcome.before.get(name) != outcome.after.get(name)
-        and not (command.resumes and name.startswith(f"{command.out}/"))
+        and not (command.resumes and name.split("/")[0] == command.out)
     }
     return f"refused, and changed {sorted(changed)}" if changed else None
 
 
 def _endings(command: Command) -> set[int]:
     """Return the exit codes that say all is well; a server is ended by SIGTERM."""
-    return {0, -signal.SIGTERM} if command.is_endless else {0}
+    return {*command.endings, *([-signal.SIGTERM] if command.is_endless else [])}
