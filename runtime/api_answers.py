@@ -78,6 +78,20 @@ class Usage(Answer):
     prompt_tokens_details: PromptDetails
 
 
+class Timings(Answer):
+    """How fast a text was made, as llama-server tells it."""
+
+    cache_n: int
+    prompt_n: int
+    prompt_ms: float
+    prompt_per_token_ms: float
+    prompt_per_second: float
+    predicted_n: int
+    predicted_ms: float
+    predicted_per_token_ms: float
+    predicted_per_second: float
+
+
 class CalledFunction(Answer):
     """A function and its arguments, as JSON text."""
 
@@ -105,6 +119,7 @@ class ChatMessage(Answer):
 class TokenLogprob(Answer):
     """A token with its log-probability."""
 
+    id: int
     token: str
     logprob: float | None
     bytes: list[int]
@@ -141,6 +156,7 @@ class ChatCompletion(Answer):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    timings: Timings
 
 
 class TextLogprobs(Answer):
@@ -150,6 +166,7 @@ class TextLogprobs(Answer):
     token_logprobs: list[float | None]
     top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
+    content: list[ChosenLogprob] = []
 
 
 class TextChoice(Answer):
@@ -171,6 +188,7 @@ class TextCompletion(Answer):
     model: str
     choices: list[TextChoice]
     usage: Usage
+    timings: Timings
 
 
 class TokenPiece(Answer):

@@ -10,8 +10,9 @@ from edgekd.runtime.api_answers import Content, Slot, Tokens
 from edgekd.runtime.api_answers import Prompt as PromptAnswer
 from edgekd.runtime.api_document import Responses, documented
 from edgekd.runtime.api_errors import ApiError
-from edgekd.runtime.messages import GenerationRequest
-from edgekd.runtime.native_replies import NativeReply, settings_of
+from edgekd.runtime.generation_requests import biases, requests_for
+from edgekd.runtime.generation_settings import settings_of
+from edgekd.runtime.native_replies import NativeReply
 from edgekd.runtime.native_requests import (
     DetokenizeRequest,
     NativeRequest,
@@ -21,9 +22,8 @@ from edgekd.runtime.native_requests import (
 )
 from edgekd.runtime.openai_requests import ChatRequest
 from edgekd.runtime.openai_routes import Served, chat_arguments, check_model
-from edgekd.runtime.sampling import MAX_BIAS
 from edgekd.runtime.sse import answer
-from edgekd.runtime.texts import Texts, new_id
+from edgekd.runtime.texts import Texts
 
 Json = dict[str, Any]
 _Route = Callable[..., Any]
@@ -84,6 +84,7 @@ def _add_status(router: APIRouter, served: Served) -> None:
         found = await texts.describe()
         n_ctx = texts.info.context_tokens
         template = found["chat_template"]
+        defaults = NativeRequest.model_validate({"prompt": ""})
         return {
             "default_generation_settings": {
                 "id": 0,
@@ -91,9 +92,7 @@ def _add_status(router: APIRouter, served: Served) -> None:
                 "n_ctx": n_ctx,
                 "speculative": False,
                 "is_processing": False,
-                "params": settings_of(
-                    NativeRequest.model_validate({"prompt": ""}), None, n_ctx, served.alias
-                ),
+                "params": settings_of(defaults, defaults.sampling(n_ctx), n_ctx, served.alias),
             },
             "total_slots": texts.info.n_slots,
             "model_alias": served.alias,
@@ -134,23 +133,12 @@ def _add_status(router: APIRouter, served: Served) -> None:
 
 async def _complete(served: Served, asked: NativeRequest, request: Request) -> Response:
     texts = served.texts
-    bias = await _biases(texts, asked)
-    requests = []
-    for prompt in asked.prompts():
-        ids = await _encode(texts, prompt)
-        room = texts.room(len(ids))
-        for index in range(asked.n_cmpl):
-            requests.append(
-                GenerationRequest(
-                    id=new_id(),
-                    prompt_ids=tuple(ids),
-                    params=asked.sampling(room, bias, index),
-                    grammar=asked.form(),
-                    deadline_s=texts.timeout_s,
-                    slot=None if asked.id_slot < 0 else asked.id_slot,
-                    reuse_prefix=asked.cache_prompt,
-                )
-            )
+    bias, form = await biases(texts, asked), asked.form()
+    requests = [
+        each
+        for prompt in asked.prompts()
+        for each in requests_for(texts, asked, await _encode(texts, prompt), bias, form)
+    ]
     n_ctx = texts.info.context_tokens
     reply = NativeReply(asked, served.alias, n_ctx, requests, await texts.vocabulary())
     return await answer(texts.run(request, requests), reply, streamed=asked.stream)
@@ -167,21 +155,6 @@ async def _encode(texts: Texts, prompt: Prompt) -> list[int]:
             [piece] if isinstance(piece, int) else await texts.encode(piece, add_special=place == 0)
         )
     return found
-
-
-async def _biases(texts: Texts, asked: NativeRequest) -> tuple[tuple[int, float], ...]:
-    """Return the bias of each token; a text stands for all its tokens, false bans them."""
-    given = asked.logit_bias
-    pairs = list(given.items()) if isinstance(given, dict) else given
-    found: list[tuple[int, float]] = []
-    for name, bias in pairs:
-        value = -MAX_BIAS if bias is False else bias
-        if isinstance(name, str) and not (isinstance(given, dict) and name.isdecimal()):
-            ids = await texts.encode(name, add_special=False)
-        else:
-            ids = [int(name)]
-        found += [(token_id, value) for token_id in ids]
-    return tuple(found)
 
 
 def _both(router: APIRouter, path: str, route: _Route, method: str, responses: Responses) -> None:

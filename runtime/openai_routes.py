@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
@@ -10,16 +10,13 @@ from edgekd.runtime.api_answers import ChatCompletion, Model, Models, TextComple
 from edgekd.runtime.api_document import documented
 from edgekd.runtime.api_errors import ApiError
 from edgekd.runtime.chat_replies import ChatReply
-from edgekd.runtime.messages import GenerationRequest
+from edgekd.runtime.generation_requests import biases, requests_for
 from edgekd.runtime.openai_replies import Envelope
-from edgekd.runtime.openai_requests import ChatRequest, CompletionRequest, GenerationFields
+from edgekd.runtime.openai_requests import ChatRequest, CompletionRequest
 from edgekd.runtime.sse import answer
 from edgekd.runtime.text_replies import TextReply
-from edgekd.runtime.texts import Texts, new_id
+from edgekd.runtime.texts import Texts
 from edgekd.runtime.tool_calls import OPENING, call_grammar
-
-if TYPE_CHECKING:
-    from edgekd.runtime.grammar import Grammar
 
 Json = dict[str, Any]
 
@@ -102,10 +99,10 @@ async def _chat(served: Served, asked: ChatRequest, request: Request) -> Respons
         opening=OPENING if forced else "",
         **chat_arguments(asked),
     )
-    logprobs = asked.top_logprobs if asked.logprobs else None
-    requests = _requests(texts, asked, found["ids"], grammar, logprobs)
+    requests = requests_for(texts, asked, found["ids"], await biases(texts, asked), grammar)
     envelope = Envelope(served.alias, is_chat=True)
-    vocabulary = await texts.vocabulary() if asked.logprobs else None
+    is_scored = asked.n_alternatives() is not None
+    vocabulary = await texts.vocabulary() if is_scored else None
     reply = ChatReply(asked, envelope, len(found["ids"]), vocabulary)
     return await answer(texts.run(request, requests), reply, streamed=asked.stream)
 
@@ -113,39 +110,13 @@ async def _chat(served: Served, asked: ChatRequest, request: Request) -> Respons
 async def _complete(served: Served, asked: CompletionRequest, request: Request) -> Response:
     texts = served.texts
     prompts = [await texts.encode(prompt) for prompt in asked.prompts()]
+    bias = await biases(texts, asked)
     requests = [
         each
         for ids in prompts
-        for each in _requests(
-            texts, asked, ids, asked.form(), asked.logprobs, asked.prompt_scores()
-        )
+        for each in requests_for(texts, asked, ids, bias, asked.form(), asked.prompt_scores())
     ]
     vocabulary = await texts.vocabulary()
     envelope = Envelope(served.alias, is_chat=False)
     reply = TextReply(asked, envelope, prompts, vocabulary)
     return await answer(texts.run(request, requests), reply, streamed=asked.stream)
-
-
-def _requests(
-    texts: Texts,
-    asked: GenerationFields,
-    ids: list[int],
-    grammar: "Grammar | None",
-    logprobs: int | None,
-    prompt_logprobs: int | None = None,
-) -> list[GenerationRequest]:
-    """Return a request for each choice of one prompt."""
-    room = texts.room(len(ids))
-    return [
-        GenerationRequest(
-            id=new_id(),
-            prompt_ids=tuple(ids),
-            params=asked.sampling(room, logprobs, index),
-            grammar=grammar,
-            deadline_s=texts.timeout_s,
-            slot=None if asked.id_slot < 0 else asked.id_slot,
-            reuse_prefix=asked.cache_prompt,
-            prompt_logprobs=prompt_logprobs,
-        )
-        for index in range(asked.n)
-    ]

@@ -125,7 +125,10 @@ def test_grammar_schema_and_bias_shape_the_text(server: Serving) -> None:
     "field",
     [
         {"mirostat": 2},
-        {"samplers": ["top_k"]},
+        {"samplers": ["top_k", "infill"]},
+        {"samplers": "kz"},
+        {"samplers": ["top_k", "penalties"], "repeat_penalty": 1.1},
+        {"dry_multiplier": 0.5, "samplers": ["dry"]},
         {"n_predict": -2},
         {"id_slot": 99},
         {"n_probs": 10**9},
