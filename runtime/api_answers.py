@@ -40,10 +40,24 @@ class Health(Answer):
 
 
 class ModelMeta(Answer):
-    """Sizes of a model."""
+    """Sizes of a model; null is what its files do not tell."""
 
+    vocab_type: int | None
+    """Of ``enum llama_vocab_type`` in llama.h."""
     n_vocab: int
     n_ctx: int
+    n_ctx_train: int | None
+    n_embd: int | None
+    n_params: int | None
+    size: int
+    """Bytes of the weights."""
+
+
+class Modalities(Answer):
+    """What goes in and comes out."""
+
+    input_modalities: list[str]
+    output_modalities: list[str]
 
 
 class Model(Answer):
@@ -53,6 +67,7 @@ class Model(Answer):
     object: Literal["model"]
     created: int
     owned_by: str
+    architecture: Modalities
     meta: ModelMeta | None
 
 
@@ -216,6 +231,15 @@ class Prompt(Answer):
     prompt: str
 
 
+class NextToken(Answer):
+    """How far a text is."""
+
+    has_next_token: bool
+    has_new_line: bool
+    n_remain: int
+    n_decoded: int
+
+
 class Slot(Answer):
     """A place for one text, with its KV cache."""
 
@@ -224,6 +248,8 @@ class Slot(Answer):
     speculative: bool
     is_processing: bool
     id_task: int
+    params: Json
+    next_token: NextToken
     n_tokens: int
 
 

@@ -1,11 +1,13 @@
 """OpenAI's routes: /v1/models, /v1/chat/completions and /v1/completions, with and without /v1."""
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from edgekd.errors import EngineUnavailableError
 from edgekd.runtime.api_answers import ChatCompletion, Model, Models, TextCompletion
 from edgekd.runtime.api_document import documented
 from edgekd.runtime.api_errors import ApiError
@@ -62,10 +64,18 @@ def openai_routes(served: Served) -> APIRouter:
 
 async def describe_model(served: Served, started: int) -> Json:
     """Return the entry of the model in a list of models."""
-    model = {"id": served.alias, "object": "model", "created": started, "owned_by": "edgekd"}
-    info = served.texts.engine.info
-    meta = {"n_vocab": info.vocab_size, "n_ctx": info.context_tokens} if info else None
-    return model | {"meta": meta}
+    meta: Json | None = None
+    with suppress(EngineUnavailableError):  # the list does not wait for the model
+        found, info = await served.texts.describe(), served.texts.info
+        meta = {"n_vocab": info.vocab_size, "n_ctx": info.context_tokens} | found["meta"]
+    return {
+        "id": served.alias,
+        "object": "model",
+        "created": started,
+        "owned_by": "edgekd",
+        "architecture": {"input_modalities": ["text"], "output_modalities": ["text"]},
+        "meta": meta,
+    }
 
 
 def check_model(model: str | None, alias: str) -> None:
@@ -104,7 +114,7 @@ async def _chat(served: Served, asked: ChatRequest, request: Request) -> Respons
     is_scored = asked.n_alternatives() is not None
     vocabulary = await texts.vocabulary() if is_scored else None
     reply = ChatReply(asked, envelope, len(found["ids"]), vocabulary)
-    return await answer(texts.run(request, requests), reply, streamed=asked.stream)
+    return await answer(texts.run(request, asked, requests), reply, streamed=asked.stream)
 
 
 async def _complete(served: Served, asked: CompletionRequest, request: Request) -> Response:
@@ -119,4 +129,4 @@ async def _complete(served: Served, asked: CompletionRequest, request: Request) 
     vocabulary = await texts.vocabulary()
     envelope = Envelope(served.alias, is_chat=False)
     reply = TextReply(asked, envelope, prompts, vocabulary)
-    return await answer(texts.run(request, requests), reply, streamed=asked.stream)
+    return await answer(texts.run(request, asked, requests), reply, streamed=asked.stream)
