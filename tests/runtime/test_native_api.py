@@ -242,6 +242,23 @@ def test_the_list_of_models_tells_sizes(server: Serving, tiny: Checkpoint) -> No
     assert model["architecture"]["input_modalities"] == ["text"]
 
 
+@pytest.mark.parametrize(
+    ("route", "status"),
+    [
+        *((route, 404) for route in ("/infill", "/rerank", "/v1/reranking", "/embedding")),
+        *((route, 404) for route in ("/v1/responses", "/v1/messages", "/slots/0?action=save")),
+        *((route, 404) for route in ("/v1/chat/completions/control", "/tools")),
+        *((route, 405) for route in ("/props", "/slots")),
+        ("/lora-adapters", 404),
+    ],
+)
+def test_routes_of_llama_server_that_the_docs_call_absent_are(
+    server: Serving, route: str, status: int
+) -> None:
+    response = server.post(route, {})
+    assert response.status_code == status and response.json()["error"]["message"]
+
+
 def test_metrics_count_what_was_done(server: Serving) -> None:
     def read() -> dict[str, float]:
         lines = server.get("/metrics").text.splitlines()
