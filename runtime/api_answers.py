@@ -40,10 +40,24 @@ class Health(Answer):
 
 
 class ModelMeta(Answer):
-    """Sizes of a model."""
+    """Sizes of a model; null is what its files do not tell."""
 
+    vocab_type: int | None
+    """Of ``enum llama_vocab_type`` in llama.h."""
     n_vocab: int
     n_ctx: int
+    n_ctx_train: int | None
+    n_embd: int | None
+    n_params: int | None
+    size: int
+    """Bytes of the weights."""
+
+
+class Modalities(Answer):
+    """What goes in and comes out."""
+
+    input_modalities: list[str]
+    output_modalities: list[str]
 
 
 class Model(Answer):
@@ -53,6 +67,7 @@ class Model(Answer):
     object: Literal["model"]
     created: int
     owned_by: str
+    architecture: Modalities
     meta: ModelMeta | None
 
 
@@ -76,6 +91,20 @@ class Usage(Answer):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptDetails
+
+
+class Timings(Answer):
+    """How fast a text was made, as llama-server tells it."""
+
+    cache_n: int
+    prompt_n: int
+    prompt_ms: float
+    prompt_per_token_ms: float
+    prompt_per_second: float
+    predicted_n: int
+    predicted_ms: float
+    predicted_per_token_ms: float
+    predicted_per_second: float
 
 
 class CalledFunction(Answer):
@@ -105,6 +134,7 @@ class ChatMessage(Answer):
 class TokenLogprob(Answer):
     """A token with its log-probability."""
 
+    id: int
     token: str
     logprob: float | None
     bytes: list[int]
@@ -141,6 +171,7 @@ class ChatCompletion(Answer):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    timings: Timings
 
 
 class TextLogprobs(Answer):
@@ -150,6 +181,7 @@ class TextLogprobs(Answer):
     token_logprobs: list[float | None]
     top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
+    content: list[ChosenLogprob] = []
 
 
 class TextChoice(Answer):
@@ -171,6 +203,7 @@ class TextCompletion(Answer):
     model: str
     choices: list[TextChoice]
     usage: Usage
+    timings: Timings
 
 
 class TokenPiece(Answer):
@@ -198,6 +231,15 @@ class Prompt(Answer):
     prompt: str
 
 
+class NextToken(Answer):
+    """How far a text is."""
+
+    has_next_token: bool
+    has_new_line: bool
+    n_remain: int
+    n_decoded: int
+
+
 class Slot(Answer):
     """A place for one text, with its KV cache."""
 
@@ -206,6 +248,8 @@ class Slot(Answer):
     speculative: bool
     is_processing: bool
     id_task: int
+    params: Json
+    next_token: NextToken
     n_tokens: int
 
 

@@ -3,9 +3,13 @@
 Imports pydantic, so only the server imports this.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from edgekd.runtime.api_answers import ErrorAnswer
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
 
 Json = dict[str, Any]
 Responses = dict[int | str, Json]
@@ -44,3 +48,11 @@ def documented(answer: Any = None, *, streams: bool = False, asks_model: bool = 
     for status, (description, headers) in sorted(errors.items()):
         found[status] = {"model": ErrorAnswer, "description": description, "headers": headers}
     return found
+
+
+def with_and_without_v1(
+    router: "APIRouter", path: str, route: Callable[..., Any], method: str, responses: Responses
+) -> None:
+    """Add ``route`` under ``path`` and, not in the document, under the same behind /v1."""
+    router.add_api_route(path, route, methods=[method], responses=responses)
+    router.add_api_route("/v1" + path, route, methods=[method], include_in_schema=False)

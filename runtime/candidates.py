@@ -97,6 +97,15 @@ def at_least(found: Candidates, min_p: float) -> Candidates:
     return found.keep(np.flatnonzero(found.scores_K >= lowest))
 
 
+def tempered(found: Candidates, temperature: float) -> Candidates:
+    """Return the candidates with their probabilities flattened, or sharpened below 1."""
+    import numpy as np
+
+    scores_K = found.scores_K.astype(np.float64)
+    with np.errstate(over="ignore"):  # a tiny temperature sends scores to -inf: weight 0
+        return Candidates(found.ids_K, (scores_K - scores_K.max()) / temperature)
+
+
 def _above_floor(scores_K: "NDArray[np.floating[Any]]", k: int) -> "NDArray[np.intp]":
     """Return ascending indices of at least ``k`` candidates, the ``k`` likeliest among them.
 

@@ -4,18 +4,20 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgekd.runtime.messages import Finished, Token
+from edgekd.runtime.messages import Finished, PromptRead, Token
 from edgekd.runtime.openai_replies import (
     Envelope,
     chat_choice,
     chat_delta,
     chat_logprobs,
     finish_reason,
+    stream,
     usage,
 )
 from edgekd.runtime.openai_requests import ChatRequest
-from edgekd.runtime.sse import DONE, event
+from edgekd.runtime.sse import event
 from edgekd.runtime.texts import Run, Vocabulary
+from edgekd.runtime.timings import Timings
 from edgekd.runtime.tool_calls import Call, CallReader
 
 Json = dict[str, Any]
@@ -29,6 +31,7 @@ class _Choice:
     text: str = ""
     calls: list[Call] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
+    timings: Timings = field(default_factory=Timings)
     end: Finished | None = None
 
 
@@ -47,13 +50,14 @@ class ChatReply:
         is_forced = bool(self.asked.forced_tools())
         self._choices = [
             _Choice(CallReader(in_call=is_forced) if self.asked.shown_tools() else None)
-            for _ in range(self.asked.n)
+            for _ in range(self.asked.n_texts())
         ]
 
     async def whole(self, run: Run) -> Json:
         """Return the reply in one piece."""
         async for index, happened in run.events():
             choice = self._choices[index]
+            choice.timings.note(happened)
             if isinstance(happened, Token):
                 choice.tokens.append(happened)
             if isinstance(happened, Finished):
@@ -64,20 +68,18 @@ class ChatReply:
                 else:
                     choice.calls.append(said)
         choices = [self._finished(index, choice) for index, choice in enumerate(self._choices)]
-        return self.envelope.whole(choices, self._usage())
+        return self.envelope.whole(choices, self._usage(), self._choices[0].timings.as_json())
 
     async def parts(self, run: Run) -> AsyncIterator[str]:
         """Yield the reply as server-sent events."""
         blank = {"usage": None} if self.asked.stream_options.include_usage else {}
-        for index in range(self.asked.n):
+        for index in range(self.asked.n_texts()):
             opening = {"role": "assistant", "content": ""}
             yield event(self.envelope.part([chat_delta(index, opening)]) | blank)
-        async for index, happened in run.events():
-            for choice in self._deltas(index, happened):
-                yield event(self.envelope.part([choice]) | blank)
-        if blank:
-            yield event(self.envelope.part([]) | {"usage": self._usage()})
-        yield DONE
+        timings = [choice.timings for choice in self._choices]
+        deltas, counts = self._deltas, self._usage
+        async for part in stream(run, self.asked, self.envelope, timings, deltas, counts):
+            yield part
 
     def _deltas(self, index: int, happened: Any) -> Iterable[Json]:
         """Yield the choices of a stream that say what ``happened``."""
@@ -93,6 +95,8 @@ class ChatReply:
                 yield chat_delta(index, {"tool_calls": [call]})
         if logprobs:  # of a token whose text is held back
             yield chat_delta(index, {"content": ""}, logprobs)
+        if isinstance(happened, PromptRead):
+            yield chat_delta(index, {})
         if isinstance(happened, Finished):
             choice.end = happened
             yield chat_delta(index, {}, None, finish_reason(happened, len(choice.calls)))

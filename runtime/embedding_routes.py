@@ -11,7 +11,8 @@ from edgekd.runtime.api_answers import Embeddings
 from edgekd.runtime.api_document import documented
 from edgekd.runtime.api_errors import ApiError
 from edgekd.runtime.asked import AskedBody, Positive
-from edgekd.runtime.openai_requests import MAX_PROMPTS, Ids
+from edgekd.runtime.generation_fields import MAX_PROMPTS
+from edgekd.runtime.openai_requests import Ids
 from edgekd.runtime.openai_routes import Served, check_model
 
 Json = dict[str, Any]

@@ -15,7 +15,7 @@ from edgekd.runtime.sampling import SamplingParams
 Scored = tuple[int, float | None, tuple[tuple[int, float], ...]]
 """A token, its log-probability and the likeliest alternatives with theirs."""
 StopKind = Literal["eos", "word", "limit"]
-"""An end token, a stop string, or a limit: max_tokens or the context (llama-server's names)."""
+"""An end token, a stop string, or a limit: tokens, time or context (llama-server's names)."""
 FailureCode = Literal[
     "cancelled",
     "deadline",
@@ -41,6 +41,8 @@ class GenerationRequest:
     reuse_prefix: bool = True
     prompt_logprobs: int | None = None
     """Report every prompt token's log-probability and so many alternatives."""
+    report_progress: bool = False
+    """Report how much of the prompt is read after each part of it."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,17 @@ class Started:
     n_cached: int
     """Prompt tokens that need not be computed again."""
     waited_s: float
+
+
+@dataclass(frozen=True)
+class PromptRead:
+    """A part of the prompt was computed."""
+
+    id: str
+    n_computed: int
+    """Prompt tokens in the cache by now, those included that were there before."""
+    elapsed_s: float
+    """Seconds from the start."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +83,15 @@ class Token:
     id: str
     token_id: int
     text: str
+    elapsed_s: float
+    """Seconds from the start of the request to this token."""
     logprob: float | None = None
     alternatives: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def scored(self) -> Scored:
+        """The token with its probabilities, as those of a prompt come."""
+        return self.token_id, self.logprob, self.alternatives
 
 
 @dataclass(frozen=True)
@@ -102,9 +122,9 @@ class Failed:
     message: str
 
 
-Event = Started | PromptScored | Token | Finished | Failed
+Event = Started | PromptRead | PromptScored | Token | Finished | Failed
 _EVENTS: dict[str, type[Event]] = {
-    kind.__name__: kind for kind in (Started, PromptScored, Token, Finished, Failed)
+    kind.__name__: kind for kind in (Started, PromptRead, PromptScored, Token, Finished, Failed)
 }
 
 

@@ -1,13 +1,23 @@
 """Answers of llama-server's own routes, with the fields that its README describes."""
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from edgekd.runtime.messages import Event, Finished, GenerationRequest, Started, Token
-from edgekd.runtime.native_requests import SAMPLERS, NativeRequest
+from edgekd.runtime.generation_settings import settings_of
+from edgekd.runtime.messages import (
+    Event,
+    Finished,
+    GenerationRequest,
+    PromptRead,
+    Started,
+    Token,
+)
+from edgekd.runtime.native_requests import NativeRequest
+from edgekd.runtime.openai_replies import with_rivals
 from edgekd.runtime.sse import event
 from edgekd.runtime.texts import Run, Vocabulary
+from edgekd.runtime.timings import Timings
 
 Json = dict[str, Any]
 
@@ -20,6 +30,7 @@ class _Text:
     slot: int = -1
     content: str = ""
     tokens: list[Token] = field(default_factory=list)
+    timings: Timings = field(default_factory=Timings)
     end: Finished | None = None
 
 
@@ -49,12 +60,15 @@ class NativeReply:
         async for index, happened in run.events():
             text = self._texts[index]
             self._take(text, happened)
-            if isinstance(happened, Token) and self.asked.limit():
+            if isinstance(happened, PromptRead) or (
+                isinstance(happened, Token) and self.asked.limit()
+            ):
                 yield event(self._part(index, text, happened))
             elif isinstance(happened, Finished):
                 yield event(self._final(index, text))
 
     def _take(self, text: _Text, happened: Event) -> None:
+        text.timings.note(happened)
         if isinstance(happened, Started):
             text.slot = happened.slot
         elif isinstance(happened, Token):
@@ -64,19 +78,22 @@ class NativeReply:
             text.content += happened.text
             text.end = happened
 
-    def _part(self, index: int, text: _Text, token: Token) -> Json:
+    def _part(self, index: int, text: _Text, happened: Token | PromptRead) -> Json:
+        tokens = [happened] if isinstance(happened, Token) else []
         found: Json = {
             "index": index,
-            "content": token.text,
-            "tokens": [token.token_id],
+            "content": "".join(token.text for token in tokens),
+            "tokens": [token.token_id for token in tokens],
             "stop": False,
             "id_slot": text.slot,
             "tokens_predicted": len(text.tokens),
             "tokens_evaluated": len(text.request.prompt_ids),
         }
-        if self.asked.n_probs:
-            found["completion_probabilities"] = self._probabilities([token])
-        return found
+        if self.asked.n_probs and tokens:
+            found["completion_probabilities"] = with_rivals(
+                (t.scored for t in tokens), self.vocabulary
+            )
+        return found | text.timings.beside(happened, each_token=self.asked.timings_per_token)
 
     def _final(self, index: int, text: _Text) -> Json:
         end, is_stream = text.end, self.asked.stream
@@ -98,7 +115,9 @@ class NativeReply:
             "tokens_predicted": n_made,
             "tokens_evaluated": end.n_prompt,
             "tokens_cached": end.n_cached,
-            "generation_settings": settings_of(self.asked, text.request, self.n_ctx, self.alias),
+            "generation_settings": settings_of(
+                self.asked, text.request.params, self.n_ctx, self.alias
+            ),
             "prompt": b"".join(map(self.vocabulary.bytes_of, text.request.prompt_ids)).decode(
                 "utf-8", "replace"
             ),
@@ -106,74 +125,16 @@ class NativeReply:
             "truncated": end.stop_kind == "limit" and n_made != self.asked.limit(),
             "stop_type": end.stop_kind,
             "stopping_word": end.stop_string or "",
-            "timings": timings(end, n_made),
+            "timings": replace(text.timings, n_made=n_made).as_json(),
         }
         if self.asked.n_probs and not is_stream:
-            found["completion_probabilities"] = self._probabilities(tokens)
+            found["completion_probabilities"] = with_rivals(
+                (t.scored for t in tokens), self.vocabulary
+            )
         return _chosen(found, self.asked.response_fields)
 
     def _probabilities(self, tokens: Sequence[Token]) -> list[Json]:
-        return [
-            self._scored(token.token_id, token.logprob)
-            | {"top_logprobs": [self._scored(*each) for each in token.alternatives]}
-            for token in tokens
-        ]
-
-    def _scored(self, token_id: int, logprob: float | None) -> Json:
-        raw = self.vocabulary.bytes_of(token_id)
-        text = raw.decode("utf-8", "replace")
-        return {"id": token_id, "token": text, "bytes": list(raw), "logprob": logprob}
-
-
-def timings(end: Finished, n_made: int) -> Json:
-    """Return how fast a text was made; rates of texts do not count the first token."""
-    n_prompt, prompt_ms, decode_ms = (
-        end.n_prompt - end.n_cached,
-        end.prompt_s * 1e3,
-        end.decode_s * 1e3,
-    )
-    n_decoded = max(n_made - 1, 0)
-    return {
-        "cache_n": end.n_cached,
-        "prompt_n": n_prompt,
-        "prompt_ms": prompt_ms,
-        "prompt_per_token_ms": _per(prompt_ms, n_prompt),
-        "prompt_per_second": _per(n_prompt * 1e3, prompt_ms),
-        "predicted_n": n_made,
-        "predicted_ms": decode_ms,
-        "predicted_per_token_ms": _per(decode_ms, n_decoded),
-        "predicted_per_second": _per(n_decoded * 1e3, decode_ms),
-    }
-
-
-def settings_of(
-    asked: NativeRequest, request: GenerationRequest | None, n_ctx: int, alias: str
-) -> Json:
-    """Return the settings that a text is made with."""
-    params = request.params if request else asked.sampling(n_ctx, (), 0)
-    shown = asdict(params)
-    for name in ("logprobs", "max_tokens"):
-        del shown[name]
-    return shown | {
-        "n_ctx": n_ctx,
-        "model": alias,
-        "seed": -1 if params.seed is None else params.seed,
-        "logit_bias": [{"bias": bias, "token": token_id} for token_id, bias in params.logit_bias],
-        "n_predict": asked.limit(),
-        "max_tokens": asked.limit(),
-        "n_probs": asked.n_probs,
-        "stream": asked.stream,
-        "grammar": asked.grammar or "",
-        "samplers": SAMPLERS,
-        "timings_per_token": asked.timings_per_token,
-        "mirostat": 0,
-        "dry_multiplier": 0.0,
-        "xtc_probability": 0.0,
-        "dynatemp_range": 0.0,
-        "n_keep": 0,
-        "n_discard": 0,
-        "min_keep": 0,
-    }
+        return with_rivals((token.scored for token in tokens), self.vocabulary)
 
 
 def _chosen(found: Json, names: Sequence[str]) -> Json:
@@ -188,7 +149,3 @@ def _chosen(found: Json, names: Sequence[str]) -> Json:
         if value is not ...:
             chosen[name.rpartition("/")[2]] = value
     return chosen
-
-
-def _per(amount: float, count: float) -> float:
-    return amount / count if count else 0.0

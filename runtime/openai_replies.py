@@ -1,12 +1,15 @@
 """The JSON of OpenAI's replies, whole and in parts."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgekd.runtime.messages import Finished, Scored, Token
-from edgekd.runtime.texts import Vocabulary, new_id
+from edgekd.runtime.messages import Event, Finished, Scored, Token
+from edgekd.runtime.openai_requests import OpenAIFields
+from edgekd.runtime.sse import DONE, event
+from edgekd.runtime.texts import Run, Vocabulary, new_id
+from edgekd.runtime.timings import Timings
 from edgekd.runtime.tool_calls import Call
 
 Json = dict[str, Any]
@@ -39,9 +42,10 @@ class Envelope:
     id: str = field(default_factory=new_id)
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, choices: list[Json], counts: Json) -> Json:
+    def whole(self, choices: list[Json], counts: Json, timings: Json) -> Json:
         """Return a reply in one piece."""
-        return self._around(choices, "chat.completion") | {"usage": counts}
+        around = self._around(choices, "chat.completion")
+        return around | {"usage": counts, "timings": timings}
 
     def part(self, choices: list[Json]) -> Json:
         """Return a part of a stream."""
@@ -56,6 +60,29 @@ class Envelope:
             "model": self.alias,
             "choices": choices,
         }
+
+
+async def stream(
+    run: Run,
+    asked: OpenAIFields,
+    envelope: Envelope,
+    timings: Sequence[Timings],
+    deltas: Callable[[int, Event], Iterable[Json]],
+    counts: Callable[[], Json],
+) -> AsyncIterator[str]:
+    """Yield the server-sent events of ``run``: what ``deltas`` makes of it, and its ``counts``."""
+    is_counted = asked.stream_options.include_usage
+    blank = {"usage": None} if is_counted else {}
+    async for index, happened in run.events():
+        timings[index].note(happened)
+        beside = timings[index].beside(happened, each_token=asked.timings_per_token)
+        choices = list(deltas(index, happened))
+        for choice in choices:
+            is_told = asked.timings_per_token or choice is choices[-1]
+            yield event(envelope.part([choice]) | blank | (beside if is_told else {}))
+    if is_counted:
+        yield event(envelope.part([]) | {"usage": counts(), "timings": timings[0].as_json()})
+    yield DONE
 
 
 def chat_choice(index: int, text: str, calls: Sequence[Call], logprobs: Json | None) -> Json:
@@ -81,20 +108,26 @@ def text_choice(
     return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
 
+def with_rivals(scored: Iterable[Scored], vocabulary: Vocabulary) -> list[Json]:
+    """Return each token with its log-probability and the likeliest ones in its place."""
+    return [
+        _entry(token_id, logprob, vocabulary)
+        | {"top_logprobs": [_entry(*each, vocabulary) for each in alternatives]}
+        for token_id, logprob, alternatives in scored
+    ]
+
+
 def chat_logprobs(tokens: Sequence[Token], vocabulary: Vocabulary) -> Json:
     """Return the log-probabilities of ``tokens`` as chats have them."""
-    found = []
-    for token in tokens:
-        best = [_entry(each, logprob, vocabulary) for each, logprob in token.alternatives]
-        entry = _entry(token.token_id, token.logprob, vocabulary)
-        found.append(entry | {"top_logprobs": best})
-    return {"content": found, "refusal": None}
+    scored = (token.scored for token in tokens)
+    return {"content": with_rivals(scored, vocabulary), "refusal": None}
 
 
 def _entry(token_id: int, logprob: float | None, vocabulary: Vocabulary) -> Json:
+    """Return a token as OpenAI describes it, with llama-server's ``id``."""
     raw = vocabulary.bytes_of(token_id)
     text = raw.decode("utf-8", "replace")
-    return {"token": text, "logprob": logprob, "bytes": list(raw)}
+    return {"id": token_id, "token": text, "bytes": list(raw), "logprob": logprob}
 
 
 @dataclass

@@ -7,34 +7,15 @@ Imports pydantic, so only the server imports this.
 import json
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from edgekd.runtime.asked import (
-    MAX_BIASES,
-    Asked,
-    AskedBody,
-    Count,
-    Json,
-    Positive,
-    Stops,
-    TokenId,
-)
+from edgekd.runtime.asked import Asked, Json, TokenId
+from edgekd.runtime.generation_fields import MAX_PROMPTS, GenerationFields, Limit
 from edgekd.runtime.grammar import Grammar
-from edgekd.runtime.sampling import (
-    MAX_BIAS,
-    MAX_LOGPROBS,
-    MAX_PENALTY,
-    MAX_SEED,
-    MAX_TEMPERATURE,
-    SamplingParams,
-)
+from edgekd.runtime.sampling import MAX_LOGPROBS, MAX_SEED, MAX_TEMPERATURE
 
-MAX_CHOICES = 16
-MAX_PROMPTS = 64
 MAX_TOOLS = 128
 
-Bias = Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]
-Penalty = Annotated[float, Field(ge=-MAX_PENALTY, le=MAX_PENALTY)]
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
 
@@ -161,93 +142,43 @@ class ResponseFormat(Asked):
         return Grammar("json_schema", json.dumps(found))
 
 
-class GenerationFields(AskedBody):
+class OpenAIFields(GenerationFields):
     """What chat and plain completions share; the defaults are OpenAI's."""
 
-    ignored: ClassVar[frozenset[str]] = frozenset(
-        {
-            "metadata",
-            "prompt_cache_key",
-            "safety_identifier",
-            "service_tier",
-            "store",
-            "user",
-        }
-    )
-    model: str | None = None
-    stream: bool = False
+    ignored: ClassVar[frozenset[str]] = GenerationFields.ignored | {
+        "metadata",
+        "prompt_cache_key",
+        "safety_identifier",
+        "service_tier",
+        "store",
+    }
+    without_effect: ClassVar[dict[str, tuple[Any, ...]]] = GenerationFields.without_effect | {
+        "response_fields": ([],),
+        "return_tokens": (False,),
+    }
     stream_options: StreamOptions = StreamOptions()
-    n: int = Field(1, ge=1, le=MAX_CHOICES)
     temperature: float = Field(1.0, ge=0, le=MAX_TEMPERATURE)
+    top_k: int = Field(0, ge=-1, le=MAX_SEED)
     top_p: float = Field(1.0, ge=0, le=1)
-    top_k: Count = 0
     min_p: float = Field(0.0, ge=0, le=1)
-    frequency_penalty: Penalty = 0.0
-    presence_penalty: Penalty = 0.0
-    repeat_penalty: float = Field(1.0, ge=0.01, le=10)
-    logit_bias: dict[str, Bias] = Field(
-        {},
-        max_length=MAX_BIASES,
-        json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,9}$"}},
-    )
-    seed: int | None = Field(None, ge=0, le=MAX_SEED)
-    stop: Stops = []
-    max_tokens: Count | None = None
-    ignore_eos: bool = False
-    cache_prompt: bool = True
-    id_slot: int = Field(-1, ge=-1, le=2**31)
-    grammar: str | None = None
     response_format: ResponseFormat | None = None
 
-    @field_validator("logit_bias")
-    @classmethod
-    def _names_tokens(cls, found: dict[str, float]) -> dict[str, float]:
-        if wrong := next((key for key in found if not key.isdecimal() or len(key) > 9), None):
-            raise ValueError(f"{wrong[:20]!r} is no token id; name tokens by their ids")
-        return found
-
-    @model_validator(mode="after")
-    def _one_form(self) -> "GenerationFields":
-        if self.grammar is not None and self.form() is not None and self.response_format:
-            raise ValueError("grammar and response_format cannot be had together; choose one")
-        return self
-
-    def form(self) -> Grammar | None:
-        """Return the form that the reply must have."""
-        if self.response_format and (found := self.response_format.grammar()):
-            return found
-        return None if self.grammar is None else Grammar("gbnf", self.grammar)
-
-    def sampling(self, default_tokens: int, logprobs: int | None, index: int) -> SamplingParams:
-        """Return the settings of the choice with ``index``; each draws with a seed of its own."""
-        return SamplingParams(
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            frequency_penalty=self.frequency_penalty,
-            presence_penalty=self.presence_penalty,
-            repeat_penalty=self.repeat_penalty,
-            logit_bias=tuple((int(key), bias) for key, bias in self.logit_bias.items()),
-            seed=None if self.seed is None else (self.seed + index) % (MAX_SEED + 1),
-            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
-            max_tokens=max(1, default_tokens if self.max_tokens is None else self.max_tokens),
-            ignore_eos=self.ignore_eos,
-            logprobs=logprobs,
-        )
+    def forms(self) -> list[Grammar]:
+        """Return every form that the reply must have."""
+        asked = self.response_format.grammar() if self.response_format else None
+        return super().forms() + ([asked] if asked else [])
 
 
-class ChatRequest(GenerationFields):
+class ChatRequest(OpenAIFields):
     """Body of /v1/chat/completions."""
 
-    ignored: ClassVar[frozenset[str]] = GenerationFields.ignored | {"parallel_tool_calls"}
-    without_effect: ClassVar[dict[str, tuple[Any, ...]]] = {
+    ignored: ClassVar[frozenset[str]] = OpenAIFields.ignored | {"parallel_tool_calls"}
+    without_effect: ClassVar[dict[str, tuple[Any, ...]]] = OpenAIFields.without_effect | {
         "functions": ([],),
         "modalities": (["text"],),
+        "reasoning_control": (False,),
     }
     messages: list[ChatMessage] = Field(min_length=1, max_length=4096)
-    max_tokens: Positive | None = None
-    max_completion_tokens: Positive | None = None
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=MAX_LOGPROBS)
     tools: list[Tool] = Field([], max_length=MAX_TOOLS)
@@ -258,7 +189,8 @@ class ChatRequest(GenerationFields):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "ChatRequest":
-        self.max_tokens = self.max_completion_tokens or self.max_tokens
+        if self.limit() == 0:
+            raise ValueError("max_tokens is 0; give at least 1, or -1 for as many as fit")
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: true")
         names = [tool.function.name for tool in self.tools]
@@ -270,6 +202,10 @@ class ChatRequest(GenerationFields):
         if self.forced_tools() and self.form():
             raise ValueError("a tool must be called, so the reply can have no other form")
         return self
+
+    def n_alternatives(self) -> int | None:
+        """Return how many rivals of each token to report."""
+        return super().n_alternatives() or (self.top_logprobs if self.logprobs else None)
 
     def shown_tools(self) -> list[Tool]:
         """Return the tools that the model is told of."""
@@ -286,12 +222,15 @@ class ChatRequest(GenerationFields):
 Ids = Annotated[list[TokenId], Field(min_length=1)]
 
 
-class CompletionRequest(GenerationFields):
+class CompletionRequest(OpenAIFields):
     """Body of /v1/completions."""
 
-    without_effect: ClassVar[dict[str, tuple[Any, ...]]] = {"best_of": (1,), "suffix": ("",)}
+    without_effect: ClassVar[dict[str, tuple[Any, ...]]] = OpenAIFields.without_effect | {
+        "best_of": (1,),
+        "suffix": ("",),
+    }
     prompt: str | Ids | Annotated[list[str | Ids], Field(min_length=1, max_length=MAX_PROMPTS)]
-    max_tokens: Count | None = 16
+    max_tokens: Limit | None = 16
     echo: bool = False
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     prompt_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
@@ -301,9 +240,13 @@ class CompletionRequest(GenerationFields):
 
     @model_validator(mode="after")
     def _nothing_to_say(self) -> "CompletionRequest":
-        if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None:
+        if self.limit() == 0 and not self.echo and self.prompt_logprobs is None:
             raise ValueError("max_tokens is 0, which only echo and prompt_logprobs can use")
         return self
+
+    def n_alternatives(self) -> int | None:
+        """Return how many rivals of each token to report."""
+        return super().n_alternatives() or self.logprobs
 
     def prompts(self) -> list[str | list[int]]:
         """Return each prompt, as text or as token ids."""
@@ -315,5 +258,5 @@ class CompletionRequest(GenerationFields):
 
     def prompt_scores(self) -> int | None:
         """Return how many alternatives of every prompt token are wanted; None for no scores."""
-        wanted = [self.prompt_logprobs, self.logprobs if self.echo else None]
+        wanted = [self.prompt_logprobs, self.n_alternatives() if self.echo else None]
         return max((each for each in wanted if each is not None), default=None)

@@ -1,25 +1,24 @@
 """OpenAI's routes: /v1/models, /v1/chat/completions and /v1/completions, with and without /v1."""
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from edgekd.errors import EngineUnavailableError
 from edgekd.runtime.api_answers import ChatCompletion, Model, Models, TextCompletion
 from edgekd.runtime.api_document import documented
 from edgekd.runtime.api_errors import ApiError
 from edgekd.runtime.chat_replies import ChatReply
-from edgekd.runtime.messages import GenerationRequest
+from edgekd.runtime.generation_requests import biases, requests_for
 from edgekd.runtime.openai_replies import Envelope
-from edgekd.runtime.openai_requests import ChatRequest, CompletionRequest, GenerationFields
+from edgekd.runtime.openai_requests import ChatRequest, CompletionRequest
 from edgekd.runtime.sse import answer
 from edgekd.runtime.text_replies import TextReply
-from edgekd.runtime.texts import Texts, new_id
+from edgekd.runtime.texts import Texts
 from edgekd.runtime.tool_calls import OPENING, call_grammar
-
-if TYPE_CHECKING:
-    from edgekd.runtime.grammar import Grammar
 
 Json = dict[str, Any]
 
@@ -65,10 +64,18 @@ def openai_routes(served: Served) -> APIRouter:
 
 async def describe_model(served: Served, started: int) -> Json:
     """Return the entry of the model in a list of models."""
-    model = {"id": served.alias, "object": "model", "created": started, "owned_by": "edgekd"}
-    info = served.texts.engine.info
-    meta = {"n_vocab": info.vocab_size, "n_ctx": info.context_tokens} if info else None
-    return model | {"meta": meta}
+    meta: Json | None = None
+    with suppress(EngineUnavailableError):  # the list does not wait for the model
+        found, info = await served.texts.describe(), served.texts.info
+        meta = {"n_vocab": info.vocab_size, "n_ctx": info.context_tokens} | found["meta"]
+    return {
+        "id": served.alias,
+        "object": "model",
+        "created": started,
+        "owned_by": "edgekd",
+        "architecture": {"input_modalities": ["text"], "output_modalities": ["text"]},
+        "meta": meta,
+    }
 
 
 def check_model(model: str | None, alias: str) -> None:
@@ -102,50 +109,24 @@ async def _chat(served: Served, asked: ChatRequest, request: Request) -> Respons
         opening=OPENING if forced else "",
         **chat_arguments(asked),
     )
-    logprobs = asked.top_logprobs if asked.logprobs else None
-    requests = _requests(texts, asked, found["ids"], grammar, logprobs)
+    requests = requests_for(texts, asked, found["ids"], await biases(texts, asked), grammar)
     envelope = Envelope(served.alias, is_chat=True)
-    vocabulary = await texts.vocabulary() if asked.logprobs else None
+    is_scored = asked.n_alternatives() is not None
+    vocabulary = await texts.vocabulary() if is_scored else None
     reply = ChatReply(asked, envelope, len(found["ids"]), vocabulary)
-    return await answer(texts.run(request, requests), reply, streamed=asked.stream)
+    return await answer(texts.run(request, asked, requests), reply, streamed=asked.stream)
 
 
 async def _complete(served: Served, asked: CompletionRequest, request: Request) -> Response:
     texts = served.texts
     prompts = [await texts.encode(prompt) for prompt in asked.prompts()]
+    bias = await biases(texts, asked)
     requests = [
         each
         for ids in prompts
-        for each in _requests(
-            texts, asked, ids, asked.form(), asked.logprobs, asked.prompt_scores()
-        )
+        for each in requests_for(texts, asked, ids, bias, asked.form(), asked.prompt_scores())
     ]
     vocabulary = await texts.vocabulary()
     envelope = Envelope(served.alias, is_chat=False)
     reply = TextReply(asked, envelope, prompts, vocabulary)
-    return await answer(texts.run(request, requests), reply, streamed=asked.stream)
-
-
-def _requests(
-    texts: Texts,
-    asked: GenerationFields,
-    ids: list[int],
-    grammar: "Grammar | None",
-    logprobs: int | None,
-    prompt_logprobs: int | None = None,
-) -> list[GenerationRequest]:
-    """Return a request for each choice of one prompt."""
-    room = texts.room(len(ids))
-    return [
-        GenerationRequest(
-            id=new_id(),
-            prompt_ids=tuple(ids),
-            params=asked.sampling(room, logprobs, index),
-            grammar=grammar,
-            deadline_s=texts.timeout_s,
-            slot=None if asked.id_slot < 0 else asked.id_slot,
-            reuse_prefix=asked.cache_prompt,
-            prompt_logprobs=prompt_logprobs,
-        )
-        for index in range(asked.n)
-    ]
+    return await answer(texts.run(request, asked, requests), reply, streamed=asked.stream)

@@ -2,19 +2,27 @@
 
 The chain and its order are llama.cpp's defaults: logit bias, grammar, penalties, top-k, typical,
 top-p, min-p, temperature. So top-p sees the distribution before the temperature, unlike in
-transformers. Log-probabilities are those of the model, before the chain.
+transformers. Another order can be asked for, of some of them too; bias and grammar always come
+first. Log-probabilities are those of the model, before the chain.
 
 Example: ``Sampler(SamplingParams(temperature=0.8, top_k=40, seed=1), prompt_ids).pick(logits_V)``
 """
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import EngineError, RecipeError
-from edgekd.runtime.candidates import Candidates, at_least, likeliest, most_typical, nucleus
+from edgekd.runtime.candidates import (
+    Candidates,
+    at_least,
+    likeliest,
+    most_typical,
+    nucleus,
+    tempered,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +37,11 @@ MAX_SEED = 2**63 - 1
 MAX_PENALTY = 2.0  # OpenAI's bounds are -2 and 2
 MAX_BIAS = 100.0  # OpenAI's: 100 forces a token, -100 bans it
 MAX_LOGPROBS = 20  # OpenAI's
+MAX_PROBS = 100  # of llama-server's n_probs, which has no bound there; some 5 KB for each token
 MAX_REPEAT_PENALTY = 10.0
+SAMPLERS = ("penalties", "top_k", "typ_p", "top_p", "min_p", "temperature")
+"""The chain, in llama.cpp's names and order."""
+MAX_SAMPLERS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +70,22 @@ class SamplingParams:
     """Pairs of a token id and what is added to its logit."""
     seed: int | None = None
     max_tokens: int = 256
+    max_predict_ms: int | None = None
+    """The text ends when it takes longer from its first token on and holds a line break."""
     stop: tuple[str, ...] = ()
     """Strings that end the text, and are no part of it."""
     ignore_eos: bool = False
     """Never end with an end-of-text token."""
+    samplers: tuple[str, ...] = SAMPLERS
+    """What narrows the choice, in this order; what is not named is off."""
     logprobs: int | None = None
     """How many alternatives to report beside the chosen token; None reports nothing."""
+
+    @property
+    def has_penalty(self) -> bool:
+        """Whether repetition costs anything."""
+        has_any = self.repeat_penalty != 1 or self.frequency_penalty or self.presence_penalty
+        return bool(has_any) and "penalties" in self.samplers
 
     def __post_init__(self) -> None:
         """Check every setting.
@@ -145,10 +167,7 @@ class Sampler:
             scores_V[self._banned_ids] = -np.inf
         if allowed_V is not None:
             scores_V[~allowed_V] = -np.inf
-        has_penalty = params.repeat_penalty != 1 or (
-            params.frequency_penalty or params.presence_penalty
-        )
-        if has_penalty and self._window:
+        if self._window and params.has_penalty:
             self._penalize(scores_V)
         return scores_V
 
@@ -171,23 +190,30 @@ class Sampler:
         best = int(scores_V.argmax())
         if scores_V[best] == -np.inf:
             raise EngineError("no token is allowed here: grammar and logit_bias exclude them all")
-        if self._params.temperature == 0:
+        if self._params.temperature == 0 and "temperature" in self._params.samplers:
             return best
         found = self._narrow(Candidates.of(scores_V))
         scores_K = found.scores_K.astype(np.float64)
-        with np.errstate(over="ignore"):  # a tiny temperature sends scores to -inf: weight 0
-            weights_K = np.exp((scores_K - scores_K.max()) / self._params.temperature)
-        sums_K = np.cumsum(weights_K)
+        sums_K = np.cumsum(np.exp(scores_K - scores_K.max()))
         drawn = np.searchsorted(sums_K, self._rng.random() * sums_K[-1], side="right")
         return int(found.id_at(int(drawn)))
 
     def _narrow(self, found: Candidates) -> Candidates:
-        """Return the candidates that top-k, typical, top-p and min-p leave."""
-        params = self._params
-        found = likeliest(found, params.top_k)
-        found = most_typical(found, params.typical_p)
-        found = nucleus(found, params.top_p)
-        return at_least(found, params.min_p)
+        """Return the candidates that the chain leaves."""
+        for name in self._params.samplers:
+            if name in _STEPS:
+                found = _STEPS[name](found, self._params)
+        return found
+
+
+_STEPS: dict[str, Callable[[Candidates, SamplingParams], Candidates]] = {
+    "top_k": lambda found, params: likeliest(found, params.top_k),
+    "typ_p": lambda found, params: most_typical(found, params.typical_p),
+    "top_p": lambda found, params: nucleus(found, params.top_p),
+    "min_p": lambda found, params: at_least(found, params.min_p),
+    "temperature": lambda found, params: tempered(found, params.temperature),
+}
+"""The samplers that work on candidates; penalties need the whole vocabulary, and come before."""
 
 
 def with_logprobs(logits_V: "Logits", token_id: int, n_alternatives: int) -> Choice:
@@ -240,8 +266,9 @@ _COUNTS: dict[str, tuple[int, int, str]] = {
     "top_k": (0, MAX_SEED, "whole numbers from 0 (off)"),
     "repeat_last_n": (-1, MAX_SEED, "whole numbers from -1 (everything)"),
     "max_tokens": (1, MAX_SEED, "whole numbers from 1"),
+    "max_predict_ms": (1, MAX_SEED, "whole numbers from 1"),
     "seed": (0, MAX_SEED, f"whole numbers from 0 to {MAX_SEED}"),
-    "logprobs": (0, MAX_LOGPROBS, f"whole numbers from 0 to {MAX_LOGPROBS}"),
+    "logprobs": (0, MAX_PROBS, f"whole numbers from 0 to {MAX_PROBS}"),
 }
 
 
@@ -253,7 +280,7 @@ def _faults(params: SamplingParams) -> Iterator[str]:
             yield f"{name} is {value!r}, {low:g} to {high:g} are allowed"
     for name, (lowest, highest, allowed) in _COUNTS.items():
         value = getattr(params, name)
-        is_unset = value is None and name in ("seed", "logprobs")
+        is_unset = value is None and name in ("seed", "logprobs", "max_predict_ms")
         if not is_unset and not _is_count(value, lowest, highest):
             yield f"{name} is {value!r}, {allowed} are allowed"
     for token_id, bias in params.logit_bias:
@@ -262,8 +289,19 @@ def _faults(params: SamplingParams) -> Iterator[str]:
                 f"logit_bias has {token_id!r}: {bias!r}, token ids and "
                 f"{-MAX_BIAS:g} to {MAX_BIAS:g} are allowed"
             )
+    yield from _faulty_samplers(params)
     if "" in params.stop:
         yield "stop holds an empty string, which would end every text; leave it out"
+
+
+def _faulty_samplers(params: SamplingParams) -> Iterator[str]:
+    names = params.samplers
+    if unknown := sorted(set(names) - set(SAMPLERS)):
+        yield f"samplers names {', '.join(unknown)[:100]}, allowed are {', '.join(SAMPLERS)}"
+    if len(names) > MAX_SAMPLERS:
+        yield f"samplers has {len(names)} names, {MAX_SAMPLERS} are allowed"
+    if params.has_penalty and "penalties" in names[1:]:
+        yield "samplers has penalties behind others, they are allowed once and first"
 
 
 def _is_number(value: Any, low: float, high: float) -> bool:

@@ -18,6 +18,7 @@ from edgekd.runtime.messages import (
     FailureCode,
     Finished,
     GenerationRequest,
+    PromptRead,
     PromptScored,
     Started,
     StopKind,
@@ -55,6 +56,7 @@ class _Running:
     next_id: int = -1
     """The token chosen last, which the cache does not hold yet."""
     n_generated: int = 0
+    has_line_break: bool = False
 
     @property
     def is_prompt(self) -> bool:
@@ -65,6 +67,16 @@ class _Running:
         """Whether the deadline has passed."""
         limit_s = self.request.deadline_s
         return limit_s is not None and now_s - self.submitted_s > limit_s
+
+    def is_long_enough(self, now_s: float) -> bool:
+        """Whether the text has as many tokens, or has taken as long, as was asked for."""
+        params = self.request.params
+        if self.n_generated >= params.max_tokens:
+            return True
+        if params.max_predict_ms is None or not self.has_line_break:
+            return False
+        assert self.first_token_s is not None
+        return (now_s - self.first_token_s) * 1e3 > params.max_predict_ms
 
 
 @dataclass
@@ -257,6 +269,9 @@ class Scheduler:
         if running.is_prompt:
             events += _prompt_scores(running, work, logits_NV)
             running.n_computed += len(work.ids)
+            if running.request.report_progress:
+                elapsed_s = self._clock() - running.started_s
+                events.append(PromptRead(running.request.id, running.n_computed, elapsed_s))
             if running.is_prompt:
                 return events
         try:
@@ -273,25 +288,31 @@ class Scheduler:
         self._counters.generated_tokens += 1
         running.n_generated += 1
         running.next_id = choice.token_id
+        now_s = self._clock()
         if running.first_token_s is None:
-            running.first_token_s = self._clock()
+            running.first_token_s = now_s
         if choice.token_id in self._tokenizer.stop_ids:
             return [self._finish(running, "eos")]
         text = running.out.add(choice.token_id)
+        running.has_line_break = running.has_line_break or "\n" in text
         token: Event = Token(
-            running.request.id, choice.token_id, text, choice.logprob, choice.alternatives
+            running.request.id,
+            choice.token_id,
+            text,
+            now_s - running.started_s,
+            choice.logprob,
+            choice.alternatives,
         )
-        kind = self._end_of(running)
+        kind = self._end_of(running, now_s)
         return [token, self._finish(running, kind)] if kind else [token]
 
-    def _end_of(self, running: _Running) -> StopKind | None:
+    def _end_of(self, running: _Running, now_s: float) -> StopKind | None:
         if running.out.is_stopped:
             return "word"
         if running.matcher and running.matcher.is_complete:
             return "eos"
         is_full = self._engine.length(running.slot) >= self._engine.context_tokens
-        is_long_enough = running.n_generated >= running.request.params.max_tokens
-        return "limit" if is_full or is_long_enough else None
+        return "limit" if is_full or running.is_long_enough(now_s) else None
 
     def _finish(self, running: _Running, kind: StopKind) -> Event:
         now_s, first_s = self._clock(), running.first_token_s

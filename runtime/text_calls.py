@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edgekd.errors import EdgekdError, EngineError, ModelError
 from edgekd.runtime.batch_loading import BatchModel
 from edgekd.runtime.chat_prompt import encode_chat
+from edgekd.runtime.model_meta import read_meta
 from edgekd.runtime.rendering import Renderer
 
 if TYPE_CHECKING:
@@ -103,5 +104,6 @@ class TextCalls:
             "file": self._model.path.name,
             "chat_template": template.source if template else None,
             "special_tokens": template.special_tokens if template else {},
+            "meta": read_meta(self._model.kind, self._model.path, self._model.tokenizer),
             "stop_ids": sorted(self._model.tokenizer.stop_ids),
         }

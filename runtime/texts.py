@@ -11,17 +11,20 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import EngineUnavailableError
 from edgekd.runtime.api_errors import ApiError, failure
 from edgekd.runtime.engine_process import EngineInfo, EngineProcess
 from edgekd.runtime.grammar import check_grammar
-from edgekd.runtime.messages import Event, Failed, Finished, GenerationRequest, Started
+from edgekd.runtime.messages import Event, Failed, Finished, GenerationRequest, Started, Token
 from edgekd.runtime.serve_metrics import Metrics
 
 if TYPE_CHECKING:
     from fastapi import Request
+
+    from edgekd.runtime.generation_fields import GenerationFields
 
 CALL_S = 60.0
 """A megabyte of text is tokenized in about a second, on small devices in ten."""
@@ -44,6 +47,23 @@ class Vocabulary:
         return self.bytes_of(token_id).decode("utf-8", "replace")
 
 
+@dataclass
+class Live:
+    """A text from its submission to its end, for who asks what the server is doing."""
+
+    asked: "GenerationFields"
+    request: GenerationRequest
+    number: int
+    n_decoded: int = 0
+    has_new_line: bool = False
+
+    def note(self, event: Event) -> None:
+        """Take in one event of the text."""
+        if isinstance(event, Token):
+            self.n_decoded += 1
+            self.has_new_line = self.has_new_line or "\n" in event.text
+
+
 class Texts:
     """One engine process, as the server's routes use it."""
 
@@ -53,6 +73,8 @@ class Texts:
         self.metrics = metrics
         self.timeout_s = timeout_s
         self.mail = _Mail()
+        self.live: dict[str, Live] = {}
+        self.numbers = count()
         self._facts: dict[str, Any] = {}
 
     @property
@@ -117,9 +139,12 @@ class Texts:
 
     @asynccontextmanager
     async def run(
-        self, client: "Request", requests: Sequence[GenerationRequest]
+        self,
+        client: "Request",
+        asked: "GenerationFields",
+        requests: Sequence[GenerationRequest],
     ) -> AsyncIterator["Run"]:
-        """Run ``requests`` side by side; leaving cancels those that have not ended.
+        """Run ``requests`` of one body side by side; leaving cancels those that have not ended.
 
         Raises:
             ApiError: a request has no chance.
@@ -132,7 +157,7 @@ class Texts:
         for request in requests:
             if request.grammar:
                 check_grammar(request.grammar)
-        run = Run(self)
+        run = Run(self, asked)
         watch = asyncio.create_task(_until_gone(client, run))
         try:
             for request in requests:
@@ -148,6 +173,7 @@ class Run:
     """Texts in the making."""
 
     texts: Texts
+    asked: "GenerationFields"
     open: dict[str, int] = field(default_factory=dict)
     """The index of every request that has not ended."""
     _arrived: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
@@ -157,13 +183,22 @@ class Run:
         """Hand one more request to the engine."""
         loop = asyncio.get_running_loop()
         index = len(self.open)
-        track = self.texts.metrics.follow(request)
+        texts = self.texts
+        track = texts.metrics.follow(request)
+        texts.live[request.id] = live = Live(self.asked, request, next(texts.numbers))
 
         def deliver(event: Event) -> None:
             track(event)
-            self.texts.mail.post(loop, self._arrived, event)
+            live.note(event)
+            if isinstance(event, Finished | Failed):
+                texts.live.pop(request.id, None)
+            texts.mail.post(loop, self._arrived, event)
 
-        self.texts.engine.submit(request, deliver)
+        try:
+            texts.engine.submit(request, deliver)
+        except BaseException:
+            texts.live.pop(request.id, None)
+            raise
         self.open[request.id] = index
 
     async def begin(self) -> None:

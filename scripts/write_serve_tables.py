@@ -10,9 +10,10 @@ from edgekd.runtime import grammar_limits, http_guard, http_timeouts, pace, rend
 from edgekd.runtime.api_errors import RETRY_AFTER_S
 from edgekd.runtime.asked import MAX_BIASES, MAX_DEPTH, MAX_STOPS
 from edgekd.runtime.engine_process import HANG_S
-from edgekd.runtime.openai_requests import MAX_CHOICES, MAX_PROMPTS, MAX_TOOLS
+from edgekd.runtime.generation_fields import MAX_CHOICES, MAX_PROMPTS
+from edgekd.runtime.openai_requests import MAX_TOOLS
 from edgekd.runtime.render_worker import MAX_BYTES
-from edgekd.runtime.sampling import MAX_LOGPROBS
+from edgekd.runtime.sampling import MAX_LOGPROBS, MAX_PROBS
 from edgekd.runtime.slots import KEEP_SHARE, WAIT_TOKENS
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +36,7 @@ def limits() -> Rows:
         ("`stop`", f"{MAX_STOPS} strings"),
         ("`logit_bias`", f"{MAX_BIASES} tokens"),
         ("`n`; prompts in one request", f"{MAX_CHOICES}; {MAX_PROMPTS}"),
-        ("`logprobs`, `n_probs`", f"{MAX_LOGPROBS} alternatives"),
+        ("`logprobs`; `n_probs`", f"{MAX_LOGPROBS}; {MAX_PROBS} alternatives"),
         ("`tools`", f"{MAX_TOOLS}"),
         (
             "grammar or schema",

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from safetensors.torch import load_file
 
+from edgekd.export.checkpoint import Checkpoint
 from tests.runtime.serving import Json, Serving, refused, serving
 
 ASKED: Json = {
@@ -125,7 +127,10 @@ def test_grammar_schema_and_bias_shape_the_text(server: Serving) -> None:
     "field",
     [
         {"mirostat": 2},
-        {"samplers": ["top_k"]},
+        {"samplers": ["top_k", "infill"]},
+        {"samplers": "kz"},
+        {"samplers": ["top_k", "penalties"], "repeat_penalty": 1.1},
+        {"dry_multiplier": 0.5, "samplers": ["dry"]},
         {"n_predict": -2},
         {"id_slot": 99},
         {"n_probs": 10**9},
@@ -173,6 +178,85 @@ def test_properties_and_slots_tell_how_it_is_set_up(server: Serving) -> None:
         (number, 256, False) for number in range(3)
     ]
     assert server.get("/slots?fail_on_no_slot=1").status_code == 200
+
+
+def test_a_busy_slot_shows_its_settings_and_how_far_its_text_is(server: Serving) -> None:
+    asked = {"prompt": "The", "n_predict": 200, "ignore_eos": True, "stream": True, "id_slot": 1}
+    asked |= {"temperature": 0.5, "samplers": ["temperature"]}
+    with httpx.stream("POST", server.url + "/completion", json=asked, timeout=60) as response:
+        lines = response.iter_lines()
+        for _ in range(3):
+            next(lines)
+        slots = server.get("/slots").json()
+        idle, busy = slots[0], slots[1]
+    assert busy["is_processing"] and busy["id_task"] >= 0 and not idle["is_processing"]
+    assert (busy["params"]["temperature"], idle["params"]["temperature"]) == (0.5, 0.8)
+    assert busy["params"]["samplers"] == ["temperature"] and busy["params"]["n_predict"] == 200
+    told = busy["next_token"]
+    assert told["has_next_token"] and told["n_decoded"] >= 2
+    assert told["n_remain"] == 200 - told["n_decoded"]
+    assert idle["next_token"] == {
+        "has_next_token": False,
+        "has_new_line": False,
+        "n_remain": -1,
+        "n_decoded": 0,
+    }
+
+
+README_SETTINGS = {
+    *("n_predict", "seed", "temperature", "dynatemp_range", "dynatemp_exponent", "top_k", "top_p"),
+    *("min_p", "top_n_sigma", "xtc_probability", "xtc_threshold", "typical_p", "repeat_last_n"),
+    *("repeat_penalty", "presence_penalty", "frequency_penalty", "dry_multiplier", "dry_base"),
+    *("dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers", "mirostat"),
+    *("mirostat_tau", "mirostat_eta", "stop", "max_tokens", "n_keep", "n_discard", "ignore_eos"),
+    *("stream", "n_probs", "min_keep", "grammar", "samplers", "speculative.n_max"),
+    *("speculative.n_min", "speculative.p_min", "timings_per_token", "post_sampling_probs", "lora"),
+}
+"""Of the examples of /props and /slots, but for those of llama-server's own chat parser."""
+
+
+def test_every_setting_of_the_readme_is_shown_and_can_be_sent_back(server: Serving) -> None:
+    defaults = server.get("/props").json()["default_generation_settings"]
+    answered = server.post("/completion", ASKED).json()["generation_settings"]
+    for found in (defaults["params"], answered, server.get("/slots").json()[0]["params"]):
+        assert README_SETTINGS - found.keys() == set()
+    assert (defaults["prompt"], defaults["next_token"]["has_next_token"]) == ("", True)
+    sent = {name: defaults["params"][name] for name in README_SETTINGS}
+    again = server.post("/completion", ASKED | sent | {"n_predict": 3}).json()
+    shown = again["generation_settings"]
+    changed = {name for name in README_SETTINGS if shown[name] != sent[name]}
+    assert changed == {"n_predict", "max_tokens"} and again["tokens_predicted"] == 3
+
+
+def test_the_list_of_models_tells_sizes(server: Serving, tiny: Checkpoint) -> None:
+    (model,) = server.get("/v1/models").json()["data"]
+    meta, config = model["meta"], tiny.config
+    assert (meta["vocab_type"], meta["n_ctx"]) == (2, 256)
+    assert meta["n_embd"] == config["hidden_size"] and meta["n_vocab"] == config["vocab_size"]
+    assert meta["n_ctx_train"] == config["max_position_embeddings"]
+    tensors = [load_file(shard) for shard in set(tiny.shard_of.values())]
+    n_params = sum(tensor.numel() for shard in tensors for tensor in shard.values())
+    is_gguf = server.get("/props").json()["model_path"].endswith(".gguf")
+    assert meta["n_params"] == (n_params if is_gguf else None)  # a graph's matrices are packed
+    assert meta["size"] >= 4 * n_params
+    assert model["architecture"]["input_modalities"] == ["text"]
+
+
+@pytest.mark.parametrize(
+    ("route", "status"),
+    [
+        *((route, 404) for route in ("/infill", "/rerank", "/v1/reranking", "/embedding")),
+        *((route, 404) for route in ("/v1/responses", "/v1/messages", "/slots/0?action=save")),
+        *((route, 404) for route in ("/v1/chat/completions/control", "/tools")),
+        *((route, 405) for route in ("/props", "/slots")),
+        ("/lora-adapters", 404),
+    ],
+)
+def test_routes_of_llama_server_that_the_docs_call_absent_are(
+    server: Serving, route: str, status: int
+) -> None:
+    response = server.post(route, {})
+    assert response.status_code == status and response.json()["error"]["message"]
 
 
 def test_metrics_count_what_was_done(server: Serving) -> None:

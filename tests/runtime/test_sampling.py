@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,13 @@ WRONG: dict[str, Any] = {
     "seed": -2,
     "max_tokens": 0,
     "stop": ("",),
-    "logprobs": 21,
+    "logprobs": 101,
+    "samplers": ("top_k", "mirror"),
 }
 
 
-def drawn(n: int = 300, **settings: float) -> set[int]:
-    sampler = Sampler(SamplingParams(temperature=1.0, seed=1, **settings))  # type: ignore[arg-type]
+def drawn(n: int = 300, **settings: Any) -> set[int]:
+    sampler = Sampler(SamplingParams(**{"temperature": 1.0, "seed": 1} | settings))
     return {sampler.pick(LOGITS_V) for _ in range(n)}
 
 
@@ -116,7 +118,7 @@ def test_a_token_is_penalized_once_it_was_chosen() -> None:
 
 def test_a_bias_forces_and_forbids() -> None:
     assert Sampler(SamplingParams(logit_bias=((2, 100.0),))).pick(LOGITS_V) == 2
-    assert drawn(logit_bias=((1, -100.0), (3, -100.0))) == {0, 2}  # type: ignore[arg-type]
+    assert drawn(logit_bias=((1, -100.0), (3, -100.0))) == {0, 2}
     with pytest.raises(RecipeError, match="token 4.*0 to 3"):
         check_vocabulary(SamplingParams(logit_bias=((4, 1.0),)), 4)
 
@@ -127,6 +129,27 @@ def test_only_allowed_tokens_are_chosen_and_none_at_all_is_an_error() -> None:
     assert {sampler.pick(LOGITS_V, allowed_V) for _ in range(200)} == {0, 2}
     with pytest.raises(EngineError, match="no token is allowed"):
         sampler.pick(LOGITS_V, np.zeros(4, bool))
+
+
+def test_samplers_act_in_the_order_that_was_asked_for() -> None:
+    assert drawn(top_p=0.8, temperature=2.0) == {1, 3}
+    first = ("temperature", "top_p")  # flattened, the two likeliest tokens have 0.71 together
+    assert drawn(top_p=0.8, temperature=2.0, samplers=first) == {0, 1, 3}
+    assert drawn(top_k=1, top_p=0.8, samplers=("top_p",)) == {1, 3}
+
+
+def test_a_sampler_that_is_not_named_is_off() -> None:
+    assert drawn(top_k=2, temperature=0.0, samplers=()) == {0, 1, 2, 3}
+    punished = SamplingParams(presence_penalty=2.0, repeat_last_n=-1)
+    assert Sampler(punished, [1]).pick(LOGITS_V) == 3
+    assert Sampler(replace(punished, samplers=("temperature",)), [1]).pick(LOGITS_V) == 1
+
+
+def test_penalties_behind_other_samplers_are_refused_where_they_cost_anything() -> None:
+    behind = ("top_k", "penalties")
+    SamplingParams(samplers=behind)
+    with pytest.raises(RecipeError, match="penalties behind others"):
+        SamplingParams(samplers=behind, repeat_penalty=1.1)
 
 
 def test_ignored_stop_tokens_are_never_chosen() -> None:

@@ -1,7 +1,7 @@
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,11 @@ class Clock:
     """A clock that the test moves."""
 
     now_s: float = 0.0
+    tick_s: float = 0.0
+    """What every look takes."""
 
     def __call__(self) -> float:
+        self.now_s += self.tick_s
         return self.now_s
 
 
@@ -224,6 +227,24 @@ def test_a_deadline_ends_waiting_and_running_requests(model: BatchModel) -> None
         ("r2", "deadline"),
     ]
     assert scheduler.snapshot().n_running == 1
+
+
+def test_a_text_ends_at_its_time_limit_once_it_holds_a_line_break(model: BatchModel) -> None:
+    (line_break,) = model.tokenizer.encode("\n", add_special=False)
+    clock = Clock(tick_s=0.001)
+    scheduler = Scheduler(model.engine, model.tokenizer, clock=clock)
+    limited = SamplingParams(max_tokens=40, ignore_eos=True, max_predict_ms=1500)
+    broken = replace(limited, logit_bias=((line_break, 100.0),))
+    unbroken = replace(limited, logit_bias=((line_break, -100.0),))
+    for name, params in (("broken", broken), ("unbroken", unbroken)):
+        scheduler.submit(ask(name, [5], params))
+    events = scheduler.step()
+    while not scheduler.is_idle:
+        clock.now_s += 1
+        events += scheduler.step()
+    assert (end_of(events, "broken").n_generated, end_of(events, "unbroken").n_generated) == (3, 40)
+    assert end_of(events, "broken").stop_kind == "limit"
+    assert [each.elapsed_s for each in events if isinstance(each, Token)][-1] > 39
 
 
 def test_cancelling_frees_the_slot_at_once(scheduler: Scheduler) -> None:
