@@ -117,9 +117,12 @@ class _Reader:
             raise self._fault(f"has GGUF version {version}; versions 2 and 3 can be read")
         n_tensors = self._count("tensors", _MIN_TENSOR_BYTES)
         n_entries = self._count("metadata entries", _MIN_KV_BYTES)
-        metadata = dict(self._entry() for _ in range(n_entries))
+        entries = [self._entry() for _ in range(n_entries)]
+        self._check_unique("the metadata key", [key for key, _ in entries])
         rows = [self._tensor_row() for _ in range(n_tensors)]
-        return GgufHeader(metadata, self._place(rows, self._data_start(metadata)))
+        self._check_unique("a tensor", [row[0] for row in rows])
+        metadata = dict(entries)
+        return GgufHeader(metadata, self._place(rows, self._alignment(metadata)))
 
     def _entry(self) -> tuple[str, Any]:
         return self._string(), self._value(self._number("<I"))
@@ -151,11 +154,17 @@ class _Reader:
         return name, shape, self._number("<I"), self._number("<Q")
 
     def _place(
-        self, rows: list[tuple[str, tuple[int, ...], int, int]], start_bytes: int
+        self, rows: list[tuple[str, tuple[int, ...], int, int]], alignment_bytes: int
     ) -> tuple[GgufTensor, ...]:
         tensors = []
+        start_bytes = -(-self._file.tell() // alignment_bytes) * alignment_bytes
         for name, shape, type_id, offset in rows:
             type_name, size_bytes = self._tensor_size(name, shape, type_id)
+            if offset % alignment_bytes:
+                raise self._fault(
+                    f"puts tensor {name!r} at offset {offset}, which is no multiple of the "
+                    f"alignment {alignment_bytes}; convert the model again"
+                )
             place = start_bytes + offset
             if place + size_bytes > self._size_bytes:
                 raise self._fault(
@@ -183,11 +192,20 @@ class _Reader:
             if one.offset_bytes + one.size_bytes > next_one.offset_bytes:
                 raise self._fault(f"has overlapping tensors {one.name!r} and {next_one.name!r}")
 
-    def _data_start(self, metadata: dict[str, Any]) -> int:
+    def _check_unique(self, what: str, names: list[str]) -> None:
+        """Readers differ in which of two they take, so that none would be checked for all."""
+        seen: set[str] = set()
+        for name in names:
+            if name in seen:
+                raise self._fault(f"has {what} {name!r} twice; convert the model again")
+            seen.add(name)
+
+    def _alignment(self, metadata: dict[str, Any]) -> int:
         alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT_BYTES)
-        if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
+        is_number = isinstance(alignment, int) and not isinstance(alignment, bool)
+        if not is_number or alignment <= 0 or alignment & (alignment - 1):
             raise self._fault(f"has the alignment {alignment!r}; a power of two is needed")
-        return -(-self._file.tell() // alignment) * alignment
+        return int(alignment)
 
     def _string(self) -> str:
         return self._bytes(self._number("<Q"), "string").decode("utf-8", "replace")

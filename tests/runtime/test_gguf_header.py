@@ -1,3 +1,4 @@
+import struct
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,54 @@ def test_no_mutation_of_the_header_escapes_as_another_error(
     except ModelError:
         return
     assert all(t.offset_bytes + t.size_bytes <= len(content) for t in header.tensors)
+
+
+def _text(value: str) -> bytes:
+    return struct.pack("<Q", len(value)) + value.encode()
+
+
+def _gguf(
+    path: Path, numbers: list[tuple[str, int]], offsets: list[tuple[str, int]], *, kind: int = 4
+) -> Path:
+    """Write a GGUF file with ``numbers`` as metadata and an F32 tensor [8] at each offset."""
+    content = b"GGUF" + struct.pack("<IQQ", 3, len(offsets), len(numbers))
+    for key, value in numbers:
+        layout = {4: "<I", 7: "<?"}[kind]
+        content += _text(key) + struct.pack("<I", kind) + struct.pack(layout, value)
+    for name, offset in offsets:
+        content += _text(name) + struct.pack("<IQIQ", 1, 8, 0, offset)
+    path.write_bytes(content + bytes(-len(content) % 64) + bytes(256))
+    return path
+
+
+def test_tensors_at_multiples_of_the_alignment_are_read(tmp_path: Path) -> None:
+    path = _gguf(tmp_path / "m.gguf", [("general.alignment", 64)], [("b", 64), ("a", 0)])
+    places = {tensor.name: tensor.offset_bytes for tensor in read_gguf_header(path).tensors}
+    assert places["b"] - places["a"] == 64 and places["a"] % 64 == 0
+
+
+@pytest.mark.parametrize(("alignment", "offset"), [(32, 36), (64, 32), (32, 33)])
+def test_a_tensor_off_the_alignment_is_refused(alignment: int, offset: int, tmp_path: Path) -> None:
+    path = _gguf(
+        tmp_path / "m.gguf", [("general.alignment", alignment)], [("a", 128), ("b", offset)]
+    )
+    with pytest.raises(ModelError, match=f"'b' at offset {offset}, which is no multiple of"):
+        read_gguf_header(path)
+
+
+def test_a_tensor_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+    path = _gguf(tmp_path / "m.gguf", [], [("a", 0), ("a", 32)])
+    with pytest.raises(ModelError, match="has a tensor 'a' twice"):
+        read_gguf_header(path)
+
+
+def test_a_key_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+    path = _gguf(tmp_path / "m.gguf", [("x", 1), ("x", 2)], [("a", 0)])
+    with pytest.raises(ModelError, match="has the metadata key 'x' twice"):
+        read_gguf_header(path)
+
+
+def test_an_alignment_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    path = _gguf(tmp_path / "m.gguf", [("general.alignment", True)], [("a", 0)], kind=7)
+    with pytest.raises(ModelError, match="has the alignment True; a power of two is needed"):
+        read_gguf_header(path)
