@@ -21,6 +21,7 @@ from edgekd.export.onnx_graph import ROWS_KEY
 from edgekd.export.to_onnx import MODEL_FILE
 from edgekd.runtime.gguf_header import read_gguf_header
 from edgekd.runtime.model_kind import ModelKind, detect_kind
+from edgekd.runtime.onnx_check import check_onnx
 from edgekd.runtime.static_model import HOST_GRAPH, is_static, read_static
 
 
@@ -63,7 +64,9 @@ def read_graph_blocks(path: Path) -> Iterator[tuple[str, Blocks]]:
 
     Raises:
         VerificationError: the noted rows are not those that the file holds.
+        ModelError: the file is not sound.
     """
+    check_onnx(path)
     model = onnx.load(str(path))
     arrays = {tensor.name: tensor for tensor in model.graph.initializer}
     metadata = {entry.key: entry.value for entry in model.metadata_props}

@@ -15,6 +15,7 @@ from typing import Any
 from edgekd.devices.reading import Reading
 from edgekd.runtime.gguf_header import GgufHeader, read_gguf_header
 from edgekd.runtime.model_kind import ModelKind
+from edgekd.runtime.onnx_check import check_onnx
 from edgekd.runtime.static_model import is_static, read_static
 from edgekd.runtime.tokenizer import read_json
 from edgekd.untrusted import parse_json, untrusted
@@ -172,6 +173,7 @@ def _facts_of_onnx(path: Path) -> ModelFacts:
     for file in files:
         if not file.is_file():
             return _unknown(source, f"{path.name} holds binaries for an NPU, and no {file.name}")
+        check_onnx(file)
     graphs = [onnx.load(file, load_external_data=False).graph for file in files]
     nodes = [node for graph in graphs for node in graph.node]
     weights = {entry.name: entry for graph in graphs for entry in graph.initializer}

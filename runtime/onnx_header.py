@@ -8,21 +8,20 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from edgekd.errors import ModelError
+from edgekd.runtime.onnx_check import MAX_FILE_BYTES
+from edgekd.runtime.onnx_tensor import ELEMENT_TYPES
+from edgekd.runtime.protobuf_wire import VARINT, Wire
 
 _GRAPH = 7  # of ModelProto
 _NODE, _INITIALIZER, _INPUT = 1, 5, 11  # of GraphProto
 _NODE_INPUT, _NODE_OUTPUT, _OP_TYPE, _ATTRIBUTE = 1, 2, 4, 5
 _ATTRIBUTE_NAME, _ATTRIBUTE_INT = 1, 3
 _DIMS, _DATA_TYPE, _TENSOR_NAME = 1, 2, 8
-_MAX_FILE_BYTES = 2**31  # protobuf's own limit
-# TensorProto.DataType -> bits.
-_BITS = {
-    **{1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64},
-    **{16: 16, 17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4},
-}
+_BITS = {kind: bits for kind, (_, bits, _) in ELEMENT_TYPES.items()}
 _FLOATS = {1: "F32", 10: "F16", 16: "BF16", 11: "F64"}
 # They read single rows of a table.
 _EMBEDDING_OPS = {"Gather", "GatherBlockQuantized"}
@@ -79,7 +78,7 @@ def read_onnx_header(file: Path) -> OnnxHeader:
         ModelError: it is no ONNX model or is cut short.
     """
     try:
-        if file.stat().st_size >= _MAX_FILE_BYTES:
+        if file.stat().st_size >= MAX_FILE_BYTES:
             raise ModelError(f"{file} has 2 GB or more, which no ONNX file may have")
         graph = [value for number, value in _fields(file.read_bytes()) if number == _GRAPH]
         if not graph or not isinstance(graph[-1], bytes):
@@ -180,10 +179,12 @@ def _node(message: bytes) -> _Node:
 
 
 def _tensor(message: bytes) -> tuple[str, tuple[int, ...], int]:
-    name, shape, data_type = "", [], 0
+    name, data_type = "", 0
+    shape: list[int] = []
     for number, value in _fields(message):
         if number == _DIMS:
-            shape += [value] if isinstance(value, int) else list(_varints(value))
+            sizes = [value] if isinstance(value, int) else Wire(value).numbers(0, len(value))
+            shape += islice(sizes, 1 + _MAX_DIMS)
         elif number == _DATA_TYPE and isinstance(value, int):
             data_type = value
         elif number == _TENSOR_NAME:
@@ -195,44 +196,8 @@ def _tensor(message: bytes) -> tuple[str, tuple[int, ...], int]:
 
 def _fields(message: bytes) -> Iterator[_Field]:
     """Yield number and value of every field: a whole number, or the bytes it holds."""
-    place = 0
-    while place < len(message):
-        key, place = _varint(message, place)
-        number, wire = key >> 3, key & 7
-        if wire == 0:
-            value, place = _varint(message, place)
-            yield number, value
-            continue
-        if wire == 2:
-            length, place = _varint(message, place)
-        elif wire in (1, 5):
-            length = 8 if wire == 1 else 4
-        else:
-            raise ValueError(f"unknown wire type {wire} at byte {place}")
-        if place + length > len(message):
-            raise ValueError(f"a field of {length} bytes at byte {place} ends beyond the file")
-        yield number, message[place : place + length]
-        place += length
-
-
-def _varint(message: bytes, place: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = message[place]
-        value |= (byte & 0x7F) << shift
-        place += 1
-        if byte < 0x80:
-            return value, place
-        shift += 7
-        if shift > 63:
-            raise ValueError(f"a number at byte {place} does not end")
-
-
-def _varints(packed: bytes) -> Iterator[int]:
-    place = 0
-    while place < len(packed):
-        value, place = _varint(packed, place)
-        yield value
+    for number, wire, start, end in Wire(message).fields():
+        yield number, start if wire == VARINT else message[start:end]
 
 
 def _bytes(value: int | bytes) -> bytes:

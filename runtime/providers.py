@@ -19,6 +19,7 @@ from typing import Any
 
 from edgekd.devices.backends import BACKENDS, Label
 from edgekd.errors import EngineError, MissingExtraError, ModelError, RecipeError
+from edgekd.runtime.onnx_check import check_onnx
 
 CPU = "CPUExecutionProvider"
 _SUFFIX = "ExecutionProvider"
@@ -109,8 +110,9 @@ def create_session(
         MissingExtraError: ONNX Runtime itself is not.
         EngineError: it cannot be loaded, has no device, took nothing, or left nodes to the CPU
             where ``require_npu`` forbids it.
-        ModelError: ONNX Runtime refuses the model.
+        ModelError: the file is not sound, or ONNX Runtime refuses the model.
     """
+    check_onnx(path)
     ort = _import_ort()
     short = choose(provider)
     settings = _session_options(ort, n_threads, log_severity)

@@ -7,6 +7,7 @@ A graph is one file, or several parts of consecutive layers that run one after t
 """
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +24,7 @@ GRAPHS = ("prefill", "decode")
 Activations = Literal["fp16", "a16"]
 HIDDEN = -30_000.0
 """Added to scores of slots that hold nothing: within fp16, and nothing after a softmax."""
+_FILE_NAME = re.compile(r"\w[\w.-]{0,254}", re.ASCII)
 _WHOLE_SCHEMA, _SPLIT_SCHEMA = 1, 2
 """Versions of ``npu.json``: an edgekd that knows no parts refuses those, and reads the rest."""
 
@@ -93,8 +95,9 @@ def read_static(folder: Path) -> StaticModel:
         compiled = content.pop("compiled")
         model = StaticModel(**content, compiled=Compiled(**compiled) if compiled else None)
         _check_parts(model)
+        _check_names(model)
         return model
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(
             f"{folder / NPU_FILE} is not what this edgekd writes ({error}); export the model again"
         ) from error
@@ -171,6 +174,15 @@ def chip_options(soc_model: int, htp_arch: int) -> dict[str, str]:
         "htp_arch": str(htp_arch),
         "offload_graph_io_quantization": "0",
     }
+
+
+def _check_names(model: StaticModel) -> None:
+    """Return only if the files are named as in a folder and in a shell script they may be."""
+    if model.compiled is None:
+        return
+    for name in (*model.compiled.graphs.values(), *model.compiled.binaries):
+        if not _FILE_NAME.fullmatch(name):
+            raise ValueError(f"{name[:100]!r} is no plain file name")
 
 
 def _schema(n_parts: int) -> int:

@@ -83,6 +83,32 @@ def onnx_seed() -> bytes:
     return bytes(helper.make_model(graph).SerializeToString())
 
 
+def onnx_files_seed() -> bytes:
+    """Return a graph that names files: for weights, in a body of a branch too, and for a binary."""
+    from onnx import TensorProto, helper
+
+    weights = [TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[4]) for name in "ab"]
+    for number, tensor in enumerate(weights):
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", "weights.bin"), ("offset", 16 * number), ("length", 16)):
+            tensor.external_data.add(key=key, value=str(value))
+    sparse = helper.make_sparse_tensor(
+        helper.make_tensor("values", TensorProto.FLOAT, [1], [1]),
+        helper.make_tensor("places", TensorProto.INT64, [1], [3]),
+        [4],
+    )
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [4])
+    body = helper.make_graph([], "body", [], [result], initializer=weights[1:])
+    nodes = [
+        helper.make_node("If", ["c"], ["y"], then_branch=body, else_branch=body),
+        helper.make_node("EPContext", ["y"], ["z"], embed_mode=0, ep_cache_context="weights.bin"),
+    ]
+    graph = helper.make_graph(
+        nodes, "g", [], [result], initializer=weights[:1], sparse_initializer=[sparse]
+    )
+    return bytes(helper.make_model(graph).SerializeToString())
+
+
 def manifest_seed() -> bytes:
     """Return a manifest of a folder with one file."""
     from edgekd.manifest import Manifest, manifest_text
@@ -133,7 +159,7 @@ def main() -> None:
         folder = Path(name)
         seeds = {
             "gguf": {"seed": gguf_seed(folder)},
-            "onnx": {"seed": onnx_seed()},
+            "onnx": {"seed": onnx_seed(), "seed-files": onnx_files_seed()},
             "manifest": {"seed": manifest_seed()},
             "recipe": {"seed": recipe_seed(folder)},
             "cache": cache_seeds(folder),
