@@ -7,6 +7,7 @@ from typing import Any
 
 from edgekd.runtime.api_errors import ApiError, error_response
 from edgekd.runtime.asgi import App, Receive, Scope, Send, headers_of
+from edgekd.runtime.host_names import host_name
 from edgekd.runtime.page_routes import PAGE_PATHS
 
 MAX_BODY_BYTES = 1024 * 1024
@@ -51,7 +52,8 @@ class Guard:
     def _check(self, path: str, headers: dict[bytes, bytes]) -> None:
         host = host_name(headers.get(b"host", b"").decode("latin-1"))
         if self._hosts is not None and host not in self._hosts:
-            raise ApiError(403, f"host {host!r} is not served here", code="host_not_allowed")
+            message = f"host {host[:200]!r} is not served here; --allowed-host lets it in"
+            raise ApiError(403, message, code="host_not_allowed")
         if self._key is None or path in OPEN_PATHS:
             return
         scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
@@ -101,14 +103,3 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 def _body_too_long() -> ApiError:
     message = f"the body is longer than {MAX_BODY_BYTES} bytes; shorten it"
     return ApiError(413, message, code="body_too_long")
-
-
-def host_name(host: str) -> str:
-    """Return ``host`` without its port, IPv6 in brackets, as a Host header names it."""
-    name, bracket, _ = bracketed(host).partition("]")
-    return (name + bracket if bracket else name.partition(":")[0]).lower()
-
-
-def bracketed(host: str) -> str:
-    """Return ``host`` as it stands in a URL: a bare IPv6 address in brackets."""
-    return f"[{host}]" if host.count(":") > 1 and not host.startswith("[") else host

@@ -6,7 +6,6 @@ through a name that it rebinds to loopback.
 """
 
 import asyncio
-import ipaddress
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 from edgekd.errors import EdgekdError, MissingExtraError, RecipeError
 from edgekd.runtime.engine_process import EngineProcess
 from edgekd.runtime.engine_worker import WorkerSettings
+from edgekd.runtime.host_names import allowed_names, bracketed, check_names, is_loopback
 from edgekd.runtime.origins import add_origins, check_origins
 from edgekd.runtime.serve_metrics import Metrics
 from edgekd.runtime.texts import Texts
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     import uvicorn
     from fastapi import FastAPI
 
-LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 TIMEOUT_S = 600.0
 DRAIN_S = 60
 """Time for running requests to end after SIGTERM; a second signal ends them at once."""
@@ -44,6 +43,8 @@ class ServeOptions:
     timeout_s: float = TIMEOUT_S
     """Longest life of a request, waiting included."""
     access_log: bool = True
+    allowed_hosts: tuple[str, ...] = ()
+    """Names that the server may be called by; without any, those of loopback or all."""
     cors_origins: tuple[str, ...] = ()
     """Whose pages may call the server besides its own."""
     tls_cert: Path | None = None
@@ -54,10 +55,10 @@ class ServeOptions:
 
         Raises:
             RecipeError: other machines could reach the host, and there is no key; the key is
-                empty; the time limit is no time; an origin is none; or certificate and key are
-                no pair.
+                empty; the time limit is no time; a host or an origin is none; or certificate and
+                key are no pair.
         """
-        if self.api_key is None and not _is_loopback(self.host):
+        if self.api_key is None and not is_loopback(self.host):
             raise RecipeError(
                 f"host {self.host} can be reached from other machines, which needs an API key; "
                 "set one, or serve on 127.0.0.1"
@@ -66,6 +67,7 @@ class ServeOptions:
             raise RecipeError("the API key is empty; give one, or leave it out to serve without")
         if not 0 < self.timeout_s < float("inf"):
             raise RecipeError(f"a time limit of {self.timeout_s} s is none; give more than 0")
+        check_names(self.allowed_hosts)
         check_origins(self.cors_origins)
         check_tls(self.tls_cert, self.tls_key)
 
@@ -93,7 +95,6 @@ def serve(
     try:
         import uvicorn
 
-        from edgekd.runtime.http_guard import bracketed
         from edgekd.runtime.http_timeouts import MAX_HEAD_BYTES, TimedH11
     except ImportError as error:
         raise MissingExtraError("uvicorn", "serve") from error
@@ -148,7 +149,7 @@ def create_app(engine: EngineProcess, options: ServeOptions) -> "FastAPI":
 
     from edgekd.runtime.embedding_routes import embedding_routes
     from edgekd.runtime.error_handlers import add_error_handlers
-    from edgekd.runtime.http_guard import Guard, host_name
+    from edgekd.runtime.http_guard import Guard
     from edgekd.runtime.native_routes import native_routes
     from edgekd.runtime.openai_routes import Served, openai_routes
     from edgekd.runtime.page_routes import page_routes
@@ -168,8 +169,7 @@ def create_app(engine: EngineProcess, options: ServeOptions) -> "FastAPI":
     app.include_router(openai_routes(served))
     app.include_router(embedding_routes(served))
     app.include_router(native_routes(served))
-    is_local = _is_loopback(options.host)
-    hosts = LOOPBACK_HOSTS | {host_name(options.host)} if is_local else None
+    hosts = allowed_names(options.host, options.allowed_hosts)
     app.add_middleware(Guard, options.api_key, hosts)
     add_origins(app, options.cors_origins)
     return app
@@ -219,12 +219,3 @@ def _require_fastapi() -> None:
         import fastapi  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("fastapi", "serve") from error
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

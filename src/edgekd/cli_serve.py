@@ -36,6 +36,10 @@ def serve(
     api_key_file: Annotated[
         Path | None, typer.Option(help="File with the key, else in $EDGEKD_API_KEY.")
     ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Name that the server may be called by; repeatable."),
+    ] = None,
     cors_origin: Annotated[
         list[str] | None,
         typer.Option(help="Origin whose web pages may call the API; repeatable."),
@@ -86,6 +90,7 @@ def serve(
         api_key=read_key(api_key_file) if api_key_file else os.environ.get("EDGEKD_API_KEY"),
         timeout_s=timeout,
         access_log=not quiet,
+        allowed_hosts=tuple(allowed_host or ()),
         cors_origins=tuple(cors_origin or ()),
         tls_cert=tls_cert,
         tls_key=tls_key,

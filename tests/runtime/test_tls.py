@@ -72,6 +72,7 @@ def test_the_command_serves_https(float_gguf: Path, pair: tuple[Path, Path, Path
     command = [sys.executable, "-m", "edgekd", "serve", str(float_gguf), "--json", "--quiet"]
     command += ["--port", "0", "--parallel", "1", "--tls-cert", str(cert), "--tls-key", str(key)]
     command += ["--cors-origin", "https://a.example", "--cors-origin", "https://b.example"]
+    command += ["--allowed-host", "a.example", "--allowed-host", "b.example"]
     environment = {name: value for name, value in os.environ.items() if name != "EDGEKD_API_KEY"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout
@@ -85,6 +86,9 @@ def test_the_command_serves_https(float_gguf: Path, pair: tuple[Path, Path, Path
                 with httpx.Client(verify=trusted) as client:
                     own = {"Origin": url}
                     assert client.get(url + "/health", headers=own).json() == {"status": "ok"}
+                    for name, status in (("b.example", 200), ("c.example", 403)):
+                        called = client.get(url + "/health", headers={"Host": name})
+                        assert called.status_code == status
                     listed = {"Origin": "https://b.example"}
                     answer = client.get(url + "/v1/models", headers=listed)
                     assert answer.headers["access-control-allow-origin"] == "https://b.example"
