@@ -95,6 +95,7 @@ def read_static(folder: Path) -> StaticModel:
         compiled = content.pop("compiled")
         model = StaticModel(**content, compiled=Compiled(**compiled) if compiled else None)
         _check_parts(model)
+        _check_names(model)
         return model
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(
@@ -180,6 +181,15 @@ def chip_options(soc_model: int, htp_arch: int) -> dict[str, str]:
         "htp_arch": str(htp_arch),
         "offload_graph_io_quantization": "0",
     }
+
+
+def _check_names(model: StaticModel) -> None:
+    """Return only if the files are named as in a folder and in a shell script they may be."""
+    if model.compiled is None:
+        return
+    for name in (*model.compiled.graphs.values(), *model.compiled.binaries):
+        if not _FILE_NAME.fullmatch(name):
+            raise ValueError(f"{name[:100]!r} is no plain file name")
 
 
 def _schema(n_parts: int) -> int:

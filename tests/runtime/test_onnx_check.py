@@ -146,6 +146,12 @@ def in_function() -> ModelProto:
     return found
 
 
+def in_training() -> ModelProto:
+    found = model([stored()])
+    found.training_info.add().algorithm.initializer.append(SHORT)
+    return found
+
+
 HIDDEN = {
     "constant": model(nodes=[helper.make_node("Constant", [], ["w"], value=SHORT)]),
     "list": model([stored()], [helper.make_node("Own", [], [], values=[stored(), SHORT])]),
@@ -153,7 +159,11 @@ HIDDEN = {
     "node of a body": model(
         [stored()], [branch([], [helper.make_node("Constant", [], ["z"], value=SHORT)])]
     ),
+    "list of bodies": model(
+        [stored()], [helper.make_node("Own", [], [], bodies=[model([SHORT]).graph])]
+    ),
     "function": in_function(),
+    "training": in_training(),
 }
 
 

@@ -32,6 +32,7 @@ LEAVING = [
     "C:\\secret",
     "\\\\host\\share\\secret",
     "..\\secret",
+    "sub\\secret",
     "*/_ORT_MEM_ADDR_/*",
     "",
     ".",
