@@ -1,7 +1,8 @@
 """One rank of a run with FSDP2 on CPU, which accelerate itself offers on accelerators only.
 
-    torchrun --nproc-per-node 2 sharded_worker.py TEACHER STUDENT TEXT
+    torchrun --nproc-per-node 2 sharded_worker.py TEACHER STUDENT TEXT (whole | copied | sharded)
 
+One process trains the whole model; several hold copies of it (DDP) or parts of it (FSDP2).
 Prints the loss of every step as JSON, from the first rank. Started by test_distributed.py.
 """
 
@@ -9,10 +10,12 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
 from edgekd.distill.data import read_documents
 from edgekd.distill.loss_options import LossOptions
@@ -24,7 +27,7 @@ from edgekd.runtime.tokenizer import FileTokenizer
 from edgekd.runtime.torch_engine import load_causal_lm
 
 
-def main(teacher: str, student: str, text: str) -> None:
+def main(teacher: str, student: str, text: str, way: str) -> None:
     """Train six steps of four rows, the ranks sharing the rows."""
     dist.init_process_group("gloo")
     rank, n_ranks = dist.get_rank(), dist.get_world_size()
@@ -35,7 +38,9 @@ def main(teacher: str, student: str, text: str) -> None:
         LossOptions(),
         torch.float32,
     )
-    if n_ranks > 1:
+    assert (n_ranks == 1) == (way == "whole")
+    trained: Any = DistributedDataParallel(model) if way == "copied" else model
+    if way == "sharded":
         for layer in model.student.model.layers:
             fully_shard(layer)
         fully_shard(model)
@@ -47,7 +52,7 @@ def main(teacher: str, student: str, text: str) -> None:
         batch = collate(rows[4 * step : 4 * step + 4])
         n_tokens = (batch["shift_labels"] != -100).sum()
         share = {name: value[rank::n_ranks] for name, value in batch.items() if name != "labels"}
-        parts = model(**share)
+        parts = trained(**share)
         assert isinstance(parts, LossParts)
         (parts.loss / n_tokens * n_ranks).backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -86,16 +86,19 @@ def test_several_processes_train_as_one(
     assert _losses(out) == pytest.approx(plain, rel=1e-3)
 
 
-def test_sharded_weights_train_as_whole_ones(folder: Path, tiny_folder: Path) -> None:
+def test_sharded_weights_train_as_copied_and_as_whole_ones(folder: Path, tiny_folder: Path) -> None:
     worker = Path(__file__).with_name("sharded_worker.py")
     arguments = [str(tiny_folder), str(folder / "student"), str(folder / "text.txt")]
-    whole, two, four = (
-        json.loads(_torchrun(str(worker), *arguments, n_processes=n).stdout.splitlines()[-1])
-        for n in (1, 2, 4)
-    )
+
+    def losses(way: str, n: int) -> list[float]:
+        lines = _torchrun(str(worker), *arguments, way, n_processes=n).stdout.splitlines()
+        found: list[float] = json.loads(lines[-1])
+        return found
+
+    whole = losses("whole", 1)
     assert len(whole) == STEPS and whole[-1] < whole[0]
-    assert two == pytest.approx(whole, rel=1e-3)
-    assert four == pytest.approx(whole, rel=1e-3)
+    for way, n_processes in (("copied", 2), ("sharded", 2), ("sharded", 4)):
+        assert losses(way, n_processes) == pytest.approx(whole, rel=1e-3)
 
 
 def test_ranks_share_a_capture_and_end_with_the_bytes_of_one(
