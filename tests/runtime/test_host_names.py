@@ -44,9 +44,9 @@ def test_allowed_names_and_the_servers_own_are_served(named: Serving, host: str)
 
 def test_without_a_list_the_network_may_use_any_name_and_loopback_may_not() -> None:
     assert allowed_names(NETWORK, ()) is None
-    local = allowed_names("127.0.0.2", ())
-    assert local == {"localhost", "127.0.0.1", "[::1]", "127.0.0.2"}
-    assert allowed_names("127.0.0.2", ("me.example",)) == {*local, "me.example"}
+    local = frozenset({"localhost", "127.0.0.1", "[::1]", "127.0.0.2"})
+    assert allowed_names("127.0.0.2", ()) == local
+    assert allowed_names("127.0.0.2", ("me.example",)) == local | {"me.example"}
 
 
 @pytest.mark.parametrize(
