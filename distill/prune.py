@@ -79,7 +79,7 @@ def _kept_weights(checkpoint: Checkpoint, kept: Kept) -> dict[str, torch.Tensor]
         if layer is not None and layer not in position:
             continue
         fused = checkpoint.tensor(name)
-        parts = fused.split(_fused_rows(name, len(fused), checkpoint))
+        parts = torch.split(fused, _fused_rows(name, len(fused), checkpoint))
         tensor = torch.cat([_cut(part, name, layer, kept, checkpoint.n_kv_heads) for part in parts])
         if match and layer is not None:
             name = name.replace(match[0], f"model.layers.{position[layer]}.", 1)
