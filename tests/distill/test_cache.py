@@ -194,14 +194,18 @@ def test_a_gguf_teacher_gives_records_too(tiny_gguf: Path, text: str, tmp_path: 
 
 
 def test_a_capture_killed_twenty_times_ends_with_the_same_bytes(
-    tiny_folder: Path, text: str, tmp_path: Path
+    tiny_folder: Path, tmp_path: Path
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
+    text = str(tmp_path / "long.txt")  # dozens of shards
+    Path(text).write_text("\n\n\n".join(f"{n} {text}" for n, text in enumerate(TEXTS * 40)))
     capture(str(tiny_folder), [text], whole, SMALL)
     script = Path(__file__).with_name("killed_captures.py")
     command = [sys.executable, str(script), str(tiny_folder), text, str(killed), "20"]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert int(found.stdout) >= 5  # the others had come to their end
+    n_shards = json.loads(found.stdout)
+    assert len(n_shards) == 20 and n_shards == sorted(n_shards)
+    assert len(set(n_shards)) >= 5  # the kills hit different places
     with contextlib.suppress(DataError):
         inspect(killed)  # unfinished or whole, never wrong
     capture(str(tiny_folder), [text], killed, SMALL)
