@@ -13,7 +13,7 @@ from edgekd.devices.snapdragon import find_soc
 from edgekd.errors import ExportError
 from edgekd.export.checkpoint import TOKENIZER_FILES
 from edgekd.export.to_npu import HOST_DATA_FILE, PLACEMENT_FILE
-from edgekd.files import atomic_folder, size_of
+from edgekd.files import atomic_folder, disk_errors, size_of
 from edgekd.manifest import (
     Manifest,
     check_files,
@@ -52,7 +52,7 @@ def package_android(artifact: Path, out: Path) -> dict[str, Any]:
         raise ExportError(f"{out} is not empty; choose another --out")
     manifest = read_manifest(manifest_path(artifact))
     check_files(artifact, manifest)
-    with atomic_folder(out) as folder:
+    with atomic_folder(out) as folder, disk_errors(out, folder):
         _copy(artifact, folder, model.compiled)
         scripts = {
             "run-adb.sh": _adb_script(model, model.compiled),

@@ -180,7 +180,9 @@ def _is_of_the_disk(error: Exception, place: Path) -> bool:
         # numpy's tofile raises a bare OSError without an errno; network libraries derive theirs.
         is_bare = type(error) is OSError and error.errno is None
         is_anonymous = error.filename is None and (is_bare or error.errno in _DISK_ERRNOS)
-        return is_anonymous or str(error.filename or "").startswith(str(place))
+        # Where a copy fails, shutil names its source first.
+        names = [error.filename, error.filename2 if error.errno in _DISK_ERRNOS else None]
+        return is_anonymous or any(str(name or "").startswith(str(place)) for name in names)
     if match := _RUST_ERRNO.search(str(error)):
         return int(match[1]) in _DISK_ERRNOS
     return isinstance(error, RuntimeError) and bool(_TORCH_WRITE_FAULT.search(str(error)))
