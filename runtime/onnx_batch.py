@@ -61,6 +61,9 @@ class OnnxBatchEngine:
         self._steps: dict[tuple[int, int], StepInputs] = {}
         self._mask = Mask(self.n_slots, self.context_tokens)
         self._lengths = [0] * options.n_slots
+        self._never_alone = False
+        if self.n_slots > 1:
+            self._never_alone = self._one_row_is_summed_otherwise()
 
     def length(self, slot: int) -> int:
         """Return how many tokens ``slot`` holds."""
@@ -70,7 +73,8 @@ class OnnxBatchEngine:
         """Append the tokens; return each item's logits [N, V], in the order of ``work``."""
         check_step(self, work)
         found: dict[int, Logits] = {}
-        for run in plan_runs(work, self._lengths, self.context_tokens):
+        runs = plan_runs(work, self._lengths, self.context_tokens, never_alone=self._never_alone)
+        for run in runs:
             found |= self._run(run)
             for item in run.items:
                 self._lengths[item.slot] += len(item.ids)
@@ -96,13 +100,27 @@ class OnnxBatchEngine:
         self._cache.clear()
         self._session = None
 
+    def _one_row_is_summed_otherwise(self) -> bool:
+        """Return whether a text would get other logits beside another than alone.
+
+        Processors without VNNI have a kernel of its own for one row of an int4 product, which sums
+        in another order. A last bit decides now and then how an activation is rounded to int8, and
+        that changes all that follows.
+        """
+        import numpy as np
+
+        item = Work(0, (0,), 1)
+        alone, beside = (self._run(Run(0, last, 1, (item,)))[0] for last in (0, 1))
+        return not np.array_equal(alone, beside)
+
     def _run(self, run: Run) -> "dict[int, Logits]":
         """Return the logits of every slot in ``run``."""
         binding = self._binding(run.first, run.last)
         n_kept = run.n_tokens
         if "logits_to_keep" in self._inputs:
             most = max(run.n_tokens - len(item.ids) + item.n_outputs for item in run.items)
-            n_kept = max(most, 1)  # the graph takes 0 for all
+            # The graph takes 0 for all, and its head is a matrix of as many rows.
+            n_kept = max(most, 2 if self._never_alone and run.n_tokens > 1 else 1)
         shape = (run.last - run.first + 1, n_kept, self.vocab_size)
         try:
             logits_RNV = binding.run(self._arrays(run, n_kept), shape)

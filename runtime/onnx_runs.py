@@ -6,7 +6,7 @@ lies behind the row's real tokens, is never attended to, and is overwritten by t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgekd.runtime.batch_engine import Work
 
@@ -26,11 +26,18 @@ class Run:
     items: tuple[Work, ...]
 
 
-def plan_runs(work: Sequence[Work], lengths: Sequence[int], context_tokens: int) -> list[Run]:
+def plan_runs(
+    work: Sequence[Work],
+    lengths: Sequence[int],
+    context_tokens: int,
+    *,
+    never_alone: bool = False,
+) -> list[Run]:
     """Return the runs that do ``work`` for slots that hold ``lengths`` tokens.
 
     Single tokens go together, whatever the slots hold. Prompts go together only from an empty
-    cache, as GroupQueryAttention wants it; a prompt that continues one goes alone.
+    cache, as GroupQueryAttention wants it; a prompt that continues one goes alone. With
+    ``never_alone`` a single token takes an idle slot along, where one beside it has room.
     """
     runs: list[Run] = []
     for item in sorted(work, key=lambda item: (len(item.ids) > 1, item.slot)):
@@ -39,7 +46,23 @@ def plan_runs(work: Sequence[Work], lengths: Sequence[int], context_tokens: int)
             runs[-1] = joined
         else:
             runs.append(Run(item.slot, item.slot, len(item.ids), (item,)))
+    if never_alone:
+        single = {item.slot for item in work if len(item.ids) == 1}
+        idle = {
+            slot
+            for slot, length in enumerate(lengths)
+            if slot not in single and length < context_tokens
+        }
+        runs = [_in_company(run, idle) for run in runs]
     return runs
+
+
+def _in_company(run: Run, idle: set[int]) -> Run:
+    if run.n_tokens > 1 or run.first < run.last:
+        return run
+    beside = (slot for slot in (run.first + 1, run.first - 1) if slot in idle)
+    other = next(beside, run.first)
+    return replace(run, first=min(run.first, other), last=max(run.last, other))
 
 
 def _join(run: Run, item: Work, lengths: Sequence[int]) -> Run | None:

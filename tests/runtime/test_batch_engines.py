@@ -260,3 +260,18 @@ def test_a_run_never_writes_behind_a_full_row_or_over_far_too_many_idle_ones() -
     assert [(run.first, run.last) for run in full] == [(0, 0), (2, 2)]
     far = plan_runs([Work(0, [1]), Work(4, [1])], [5] * 5, context_tokens=64)
     assert [(run.first, run.last) for run in far] == [(0, 0), (4, 4)]
+
+
+def test_a_single_token_takes_an_idle_row_along_that_has_room() -> None:
+    def rows(work: list[Work], lengths: list[int]) -> list[tuple[int, int]]:
+        runs = plan_runs(work, lengths, context_tokens=64, never_alone=True)
+        return [(run.first, run.last) for run in runs]
+
+    assert rows([Work(0, [1])], [5, 9, 9]) == [(0, 1)]
+    assert rows([Work(2, [1])], [5, 9, 9]) == [(1, 2)]
+    assert rows([Work(1, [1])], [5, 9, 64]) == [(0, 1)]
+    assert rows([Work(1, [1])], [64, 9, 64]) == [(1, 1)]
+    assert rows([Work(0, [1]), Work(1, [1])], [5, 9, 9]) == [(0, 1)]
+    assert rows([Work(0, [1, 2])], [5, 9, 9]) == [(0, 0)]
+    # A prompt's run comes later, and writes over what the row was given.
+    assert rows([Work(0, [1]), Work(1, [1, 2])], [5, 9, 9]) == [(0, 1), (1, 1)]
