@@ -34,7 +34,7 @@ def test_attention_is_not_computed_again_for_backward() -> None:
 
     plain = gradient()
     compile_layers(model)
-    assert (gradient() - plain).norm() < 1e-5 * plain.norm()
+    assert (gradient() - plain).norm() < 1e-4 * plain.norm()  # float sums in another order
     with torch.profiler.profile() as profile:
         gradient()
     calls = {event.key: event.count for event in profile.key_averages()}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import TrainerCallback
 
 from edgekd.distill.distill import distill
@@ -74,11 +75,24 @@ def test_the_share_that_the_student_writes_goes_on_where_it_was(
     assert [x["loss"] for x in resumed] == pytest.approx([x["loss"] for x in whole], rel=1e-5)
 
 
-def test_heads_that_have_moved_to_float32_stay_there(tiny_folder: Path, tmp_path: Path) -> None:
+def test_heads_that_have_moved_to_float32_stay_there(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on a processor with bf16: on others the heads begin in float32.
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
     job = _job(tiny_folder, tiny_folder, tmp_path, head_precision="auto")  # no divergence at all
     distill(job, tmp_path / "whole", callbacks=[watch := Watch()])
     assert watch.precisions == ["bf16"] + 11 * ["fp32"]
     assert _in_two_parts(job, tmp_path / "resumed", interrupt_at=6).precisions == 8 * ["fp32"]
+
+
+def test_without_bf16_in_the_processor_heads_begin_in_float32(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    job = _job(tiny_folder, tiny_folder, tmp_path, head_precision="auto")
+    distill(job, tmp_path / "out", callbacks=[watch := Watch()])
+    assert watch.precisions == 12 * ["fp32"]
 
 
 def test_the_mean_that_moves_the_heads_goes_on_where_it_was(
