@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from record import record
 
-from edgekd.export.calibrate import CalibrationOptions, calibrate
+from edgekd.export.calibrate import calibrate
 from edgekd.export.checkpoint import Checkpoint, open_checkpoint
+from edgekd.export.export_options import CalibrationOptions
 from edgekd.export.importance_matrix import measure_importance, write_importance
 from edgekd.export.plan import Quant, make_plan
 from edgekd.export.rounded_model import rounded_model

@@ -5,8 +5,8 @@
 ONNX beside onnxruntime-genai's model builder, GGUF beside llama.cpp's converter and its quantizer.
 Exports: every command in a process of its own, from start to end with its imports, in turns;
 peak memory is that of the largest process it needs. "edgekd" verifies what it writes against the
-checkpoint, which the others do not do; "edgekd, unverified" stops before that, as they do. Sizes
-are those of graph and weights, without the tokenizer, or of the GGUF file.
+checkpoint, which the others do not do; "edgekd, unverified" is the same with --no-verify. Sizes are
+those of graph and weights, without the tokenizer, or of the GGUF file.
 
 Decoding: the files in turns in one process, ONNX in onnxruntime-genai, and ours also in edgekd's
 engine, GGUF in edgekd's engine; ratios are those of neighbouring turns. ONNX files are compared at
@@ -39,15 +39,10 @@ BUILDER, LLAMA_CPP = "genai builder", "llama.cpp"
 GGUF_QUANTS = ("q4_0", "q4_k_m")
 
 
-def ours(model: Path, out: Path) -> list[str]:
-    """Return the command of a user."""
-    command = [sys.executable, "-m", "edgekd", "export", str(model), "--format", "onnx"]
-    return [*command, "--quant", "q4_0", "--head", "q4_0", "--out", str(out), "--quiet"]
-
-
-def ours_unverified(model: Path, out: Path) -> list[str]:
-    """Return a command that only writes."""
-    return [sys.executable, __file__, "--model", str(model), "--write-only", str(out)]
+def ours(*options: str) -> Callable[[Path, Path], list[str]]:
+    """Return what makes the command of a user, with ``options``."""
+    command = [sys.executable, "-m", "edgekd", "export", "--quiet", *options]
+    return lambda model, out: [*command, str(model), "--out", str(out)]
 
 
 def genai_builder(model: Path, out: Path) -> list[str]:
@@ -58,21 +53,27 @@ def genai_builder(model: Path, out: Path) -> list[str]:
 
 
 Commands = Mapping[str, Callable[[Path, Path], list[str]]]
-ONNX: Commands = {OURS: ours, OURS_UNVERIFIED: ours_unverified, BUILDER: genai_builder}
+_AS_ONNX = ("--format", "onnx", "--quant", "q4_0", "--head", "q4_0")
+ONNX: Commands = {
+    OURS: ours(*_AS_ONNX),
+    OURS_UNVERIFIED: ours(*_AS_ONNX, "--no-verify"),
+    BUILDER: genai_builder,
+}
 
 
 def gguf_commands(quant: str) -> Commands:
     """Return the commands that write a GGUF of type ``quant``."""
 
-    def verified(model: Path, out: Path) -> list[str]:
-        command = [sys.executable, "-m", "edgekd", "export", str(model), "--format", "gguf"]
-        return [*command, "--quant", quant, "--out", str(out), "--quiet"]
+    def llama_cpp(model: Path, out: Path) -> list[str]:
+        script = Path(__file__).with_name("llama_cpp_gguf.py")
+        return [sys.executable, str(script), str(model), str(out), quant]
 
-    def by(tool: str) -> Callable[[Path, Path], list[str]]:
-        script = str(Path(__file__).with_name("export_gguf.py"))
-        return lambda model, out: [sys.executable, script, tool, str(model), str(out), quant]
-
-    return {OURS: verified, OURS_UNVERIFIED: by("edgekd"), LLAMA_CPP: by("llama.cpp")}
+    as_gguf = ("--format", "gguf", "--quant", quant)
+    return {
+        OURS: ours(*as_gguf),
+        OURS_UNVERIFIED: ours(*as_gguf, "--no-verify"),
+        LLAMA_CPP: llama_cpp,
+    }
 
 
 def measure_exports(
@@ -118,16 +119,6 @@ def measure_gguf_decoding(model: Path, folder: Path, rounds: int) -> dict[str, A
     return measure_decoding(turns, LLAMA_CPP, rounds)
 
 
-def write_only(model: Path, out: Path) -> None:
-    """Write what :func:`ours` writes, without a check and without a manifest."""
-    from edgekd.export.plan import make_plan
-    from edgekd.export.to_onnx import write_onnx
-
-    checkpoint = open_checkpoint(model)
-    out.mkdir(exist_ok=True)
-    write_onnx(checkpoint, make_plan(checkpoint, "q4_0", "q4_0"), out)
-
-
 def _run(command: Sequence[str]) -> tuple[float, int]:
     """Return wall-clock seconds and peak resident bytes of ``command``."""
     script = str(Path(__file__).with_name("run_measured.py"))
@@ -144,12 +135,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=5, help="of the exports")
     parser.add_argument("--decode-rounds", type=int, default=20)
-    parser.add_argument("--write-only", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    if arguments.write_only:
-        write_only(arguments.model, arguments.write_only)
-        return
     model, rounds, decode_rounds = arguments.model, arguments.rounds, arguments.decode_rounds
     result: dict[str, Any] = {
         "model_sha256": open_checkpoint(model).weights_sha256(),

@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from record import record
 
-from edgekd.export.budget import N_TOKENS, Budget, measure_costs, plan_within
+from edgekd.export.budget import N_TOKENS, measure_costs, plan_within
 from edgekd.export.checkpoint import Checkpoint, open_checkpoint
+from edgekd.export.export_options import Budget
 from edgekd.export.plan import Plan, make_plan
 from edgekd.export.rounded_model import rounded_model
 from edgekd.runtime.fidelity import compare_engines

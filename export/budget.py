@@ -9,7 +9,7 @@ whole is in the export's report.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import nn
 from edgekd.errors import ExportError
 from edgekd.export.blocks import BITS, BLOCK_SIZE, GridName, fake_quantize
 from edgekd.export.checkpoint import Checkpoint
+from edgekd.export.export_options import Budget
 from edgekd.export.plan import Plan
 from edgekd.progress import Progress, Silence
 from edgekd.runtime.torch_engine import load_causal_lm
@@ -28,16 +29,6 @@ from edgekd.units import format_bytes
 N_TOKENS = 512
 _CHUNK_TOKENS = 256
 _SCALE_BITS = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """How large the matrices may be; one of the two."""
-
-    file_bytes: int | None = None
-    """Of the whole GGUF file; ONNX takes the same types."""
-    bits_per_weight: float | None = None
-    """Of the matrices, scales included: 4.5 is all Q4_0, 8.5 all Q8_0."""
 
 
 def plan_within(

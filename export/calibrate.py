@@ -8,7 +8,7 @@ The rows are kept in a folder, and both writers and the checks take them from th
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from torch import nn
 from edgekd.errors import DataError, ExportError
 from edgekd.export.blocks import dequantize, pack_gguf
 from edgekd.export.budget import N_TOKENS as N_BUDGET_TOKENS
-from edgekd.export.budget import Budget, measure_costs, plan_within
+from edgekd.export.budget import measure_costs, plan_within
 from edgekd.export.checkpoint import Checkpoint
+from edgekd.export.export_options import Budget, CalibrationOptions
 from edgekd.export.gptq import round_q4_0_by_gptq
 from edgekd.export.importance_matrix import (
     CHUNK_TOKENS,
@@ -38,20 +39,7 @@ from edgekd.files import atomic_file, sha256_of
 from edgekd.progress import Progress, Silence
 from edgekd.runtime.tokenizer import FileTokenizer
 
-N_TOKENS = 16_384
 _EMBEDDING = "model.embed_tokens.weight"
-
-
-@dataclass(frozen=True, kw_only=True)
-class CalibrationOptions:
-    """Where the data comes from; nothing for rounding without data."""
-
-    text: Path | None = None
-    n_tokens: int = N_TOKENS
-    imatrix: Path | None = None
-    """An importance matrix in llama.cpp's GGUF format."""
-    save_imatrix: Path | None = None
-    """Where to write the one that is measured on ``text``."""
 
 
 def plan_for_budget(
@@ -200,9 +188,3 @@ def read_ids(checkpoint: Checkpoint, text: Path, n_tokens: int) -> list[int]:
         raise DataError(f"{text} has no text to calibrate on")
     whole_chunks = len(ids) // CHUNK_TOKENS * CHUNK_TOKENS
     return ids[: whole_chunks or None]
-
-
-def describe(plan: Plan) -> dict[str, Any]:
-    """Return what the manifest says about calibration and budget; nothing for plain rounding."""
-    calibration = {} if plan.kept is None else {"calibration": plan.kept.describe()}
-    return calibration if plan.budget is None else {**calibration, "budget": plan.budget}

@@ -1,26 +1,25 @@
-"""``edgekd export``: any model in, a verified artifact with its manifest out."""
+"""``edgekd export``: any model in, a verified artifact with its manifest out.
+
+What needs torch is imported where it is used: a GGUF that is neither checked nor rounded on data
+is written without it.
+"""
 
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgekd.errors import ExportError, ModelError, VerificationError
-from edgekd.export.budget import Budget
-from edgekd.export.calibrate import CalibrationOptions, calibrate, describe, plan_for_budget
 from edgekd.export.checkpoint import Checkpoint, open_checkpoint, read_licence
-from edgekd.export.from_gguf import gguf_to_checkpoint, write_text_side
+from edgekd.export.export_options import Budget, CalibrationOptions
 from edgekd.export.genai_config import Target
 from edgekd.export.input_faults import check_input
 from edgekd.export.modelfile import modelfile, modelfile_path
-from edgekd.export.plan import HeadQuant, Plan, make_plan, parse_quant
+from edgekd.export.plan import HeadQuant, Plan, describe_rounding, make_plan, parse_quant
 from edgekd.export.to_gguf import write_gguf
-from edgekd.export.to_npu import NpuOptions, write_npu
-from edgekd.export.to_onnx import write_onnx
 from edgekd.export.trained_rows import with_trained_rows
-from edgekd.export.verify import verify_against_checkpoint
 from edgekd.files import atomic_file, atomic_folder, size_of, write_text_atomic
 from edgekd.manifest import (
     TENSORS_KEY,
@@ -36,7 +35,12 @@ from edgekd.runtime.model_kind import REJECTED, ModelKind, locate_model
 from edgekd.runtime.static_model import is_static
 from edgekd.untrusted import untrusted
 
+if TYPE_CHECKING:
+    from edgekd.export.to_npu import NpuOptions
+
 Format = Literal["gguf", "onnx"]
+UNVERIFIED = "unverified"
+"""Key of a report that holds no check."""
 
 
 def export_model(
@@ -47,10 +51,11 @@ def export_model(
     quant: str = "q4_0",
     head: HeadQuant = "q8_0",
     target: Target | Literal["qnn"] = "cpu",
-    npu: NpuOptions | None = None,
+    npu: "NpuOptions | None" = None,
     calibration: CalibrationOptions | None = None,
     budget: Budget | None = None,
     with_modelfile: bool = False,
+    verify: bool = True,
     revision: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -60,7 +65,8 @@ def export_model(
     is written for, with ``npu`` its sizes and chip for qnn; ``calibration`` says on which data
     matrices are rounded, ``budget`` how large they may be; ``with_modelfile`` adds one for Ollama.
     The artifact appears at ``out`` only once it has passed every check, on the CPU, and for qnn
-    what was compiled a check in the emulator.
+    what was compiled a check in the emulator; without ``verify`` it is not looked at again, which
+    its manifest then says.
 
     Raises:
         ExportError: the model has no such form.
@@ -75,39 +81,59 @@ def export_model(
         raise ExportError(f"a GGUF is the same for every device; leave --target {target} out")
     with as_checkpoint(model, revision) as checkpoint:
         check_input(checkpoint)  # before anything is written
+        said = progress or Silence()
         plan = make_plan(checkpoint, parse_quant(quant), head)
         if plan.fallen:
-            (progress or Silence()).say(
+            said.say(
                 f"{len(plan.fallen)} matrices have rows that are no multiple of 256 and are stored "
                 "in a larger type than a K-quant"
             )
-        options = calibration or CalibrationOptions()
-        if budget is not None:
-            plan = plan_for_budget(checkpoint, plan, budget, options, progress)
         with tempfile.TemporaryDirectory(prefix="edgekd-rows-") as folder:
-            plan = with_trained_rows(checkpoint, plan, Path(folder))
-            plan = calibrate(checkpoint, plan, options, Path(folder), progress)
+            plan = _on_data(checkpoint, plan, calibration, budget, Path(folder), said)
             if output_format == "gguf":
-                report = _export_gguf(checkpoint, plan, out, progress or Silence())
+                report = _export_gguf(checkpoint, plan, out, said, verify=verify)
                 if with_modelfile:
                     write_text_atomic(modelfile_path(out), modelfile(checkpoint, out))
                 return report
-            said = progress or Silence()
             if target == "qnn":
-                return _export_npu(checkpoint, plan, npu or NpuOptions(), out, said)
-            return _export_onnx(checkpoint, plan, target, out, said)
+                return _export_npu(checkpoint, plan, npu, out, said, verify=verify)
+            return _export_onnx(checkpoint, plan, target, out, said, verify=verify)
+
+
+def _on_data(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    calibration: CalibrationOptions | None,
+    budget: Budget | None,
+    folder: Path,
+    progress: Progress,
+) -> Plan:
+    """Return ``plan`` with what was trained, or is now measured and rounded, kept in ``folder``."""
+    options = calibration or CalibrationOptions()
+    if budget is not None:
+        from edgekd.export.calibrate import plan_for_budget
+
+        plan = plan_for_budget(checkpoint, plan, budget, options, progress)
+    plan = with_trained_rows(checkpoint, plan, folder)
+    if options == CalibrationOptions():
+        return plan
+    from edgekd.export.calibrate import calibrate
+
+    return calibrate(checkpoint, plan, options, folder, progress)
 
 
 def _export_gguf(
-    checkpoint: Checkpoint, plan: Plan, out: Path, progress: Progress
+    checkpoint: Checkpoint, plan: Plan, out: Path, progress: Progress, *, verify: bool
 ) -> dict[str, Any]:
     if out.is_dir():
         raise ExportError(f"{out} is a folder; a GGUF is one file, give --out {out / 'model.gguf'}")
     # Both are whole before either is renamed.
     with atomic_file(manifest_path(out)) as partial_manifest, atomic_file(out) as partial:
         write_gguf(checkpoint, plan, partial, progress)
-        with _kept_if_rejected(partial, out):
-            report = _verify(partial, checkpoint, plan, progress)
+        report = _unverified()
+        if verify:
+            with _kept_if_rejected(partial, out):
+                report = _verify(partial, checkpoint, plan, progress)
         manifest = _manifest(checkpoint, plan, report, [partial])
         partial_manifest.write_text(manifest_text(manifest), "utf-8")
     fallen = {"fallen_tensors": list(plan.fallen)} if plan.fallen else {}
@@ -115,14 +141,24 @@ def _export_gguf(
 
 
 def _export_onnx(
-    checkpoint: Checkpoint, plan: Plan, target: Target, out: Path, progress: Progress
+    checkpoint: Checkpoint,
+    plan: Plan,
+    target: Target,
+    out: Path,
+    progress: Progress,
+    *,
+    verify: bool,
 ) -> dict[str, Any]:
+    from edgekd.export.to_onnx import write_onnx
+
     _check_folder(out)
     with atomic_folder(out) as partial:
         progress.say(f"writing {out}")
         write_onnx(checkpoint, plan, partial, target)
-        with _kept_if_rejected(partial, out):
-            report = _verify(partial, checkpoint, plan, progress)
+        report = _unverified()
+        if verify:
+            with _kept_if_rejected(partial, out):
+                report = _verify(partial, checkpoint, plan, progress)
         files = [path for path in partial.iterdir() if path.is_file()]
         manifest = _manifest(checkpoint, plan, report, files, target)
         write_manifest(manifest_path(partial), manifest)
@@ -130,14 +166,25 @@ def _export_onnx(
 
 
 def _export_npu(
-    checkpoint: Checkpoint, plan: Plan, options: NpuOptions, out: Path, progress: Progress
+    checkpoint: Checkpoint,
+    plan: Plan,
+    asked: "NpuOptions | None",
+    out: Path,
+    progress: Progress,
+    *,
+    verify: bool,
 ) -> dict[str, Any]:
+    from edgekd.export.to_npu import NpuOptions, write_npu
+
+    options = asked or NpuOptions()
     _check_folder(out)
     with atomic_folder(out) as partial:
         progress.say(f"writing {out}")
         npu = write_npu(checkpoint, plan, partial, options, progress)
-        with _kept_if_rejected(partial, out):
-            report = _verify(partial, checkpoint, plan, progress, on_npu=options.emulate)
+        report = _unverified()
+        if verify:
+            with _kept_if_rejected(partial, out):
+                report = _verify(partial, checkpoint, plan, progress, on_npu=options.emulate)
         if "on_npu" in report:
             npu["label"] = report["on_npu"]["label"]
         report["npu"] = npu
@@ -172,8 +219,14 @@ def _kept_if_rejected(partial: Path, out: Path) -> Iterator[None]:
 def _verify(
     artifact: Path, checkpoint: Checkpoint, plan: Plan, progress: Progress, *, on_npu: bool = False
 ) -> dict[str, Any]:
+    from edgekd.export.verify import verify_against_checkpoint
+
     progress.say("verifying weights, tokenizer, chat template and logits against the checkpoint")
     return verify_against_checkpoint(artifact, checkpoint, plan, on_npu=on_npu)
+
+
+def _unverified() -> dict[str, Any]:
+    return {UNVERIFIED: "exported without verification"}
 
 
 def _manifest(
@@ -198,11 +251,11 @@ def _manifest(
             "head": plan.head,
             "target": target,
             "tensor_types": plan.types,
-            **describe(plan),
+            **describe_rounding(plan),
             **(settings or {}),
         },
         verification=report,
-        tensors_sha256=report.pop(TENSORS_KEY),  # too long for the report that is shown
+        tensors_sha256=report.pop(TENSORS_KEY, {}),  # too long for the report that is shown
         licence=read_licence(checkpoint.folder),
     )
 
@@ -220,6 +273,8 @@ def as_checkpoint(model: str, revision: str | None = None) -> Iterator[Checkpoin
     if kind is ModelKind.CHECKPOINT:
         yield open_checkpoint(path)
         return
+    from edgekd.export.from_gguf import gguf_to_checkpoint
+
     with tempfile.TemporaryDirectory(prefix="edgekd-") as holder:
         folder = Path(holder) / path.stem
         gguf_to_checkpoint(path, folder)
@@ -237,6 +292,8 @@ def as_text_side(model: str, revision: str | None = None) -> Iterator[Path]:
     if kind is not ModelKind.GGUF:
         yield path
         return
+    from edgekd.export.from_gguf import write_text_side
+
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
         header = read_gguf_header(path)
         with untrusted(path):

@@ -106,6 +106,12 @@ def recorded_plan(checkpoint: Checkpoint, recipe: dict[str, Any]) -> Plan:
     return replace(plan, types=dict(recipe["tensor_types"]))
 
 
+def describe_rounding(plan: Plan) -> dict[str, Any]:
+    """Return what a manifest says of calibration and budget; nothing for plain rounding."""
+    calibration = {} if plan.kept is None else {"calibration": plan.kept.describe()}
+    return calibration if plan.budget is None else {**calibration, "budget": plan.budget}
+
+
 def _mixture_plan(checkpoint: Checkpoint, quant: Mixture) -> Plan:
     matrices, fallen = mixture_types(checkpoint, quant)
     types = {name: matrices.get(name, "f32") for name in checkpoint.shard_of}

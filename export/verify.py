@@ -3,8 +3,8 @@
 * structure: the manifest's hashes, the header, the tokenizer, the chat template;
 * weights: codes and scales equal the checkpoint's, rounded by the training grid or on
   calibration data, bit for bit, and so do the numbers that they stand for, norms and biases too;
-* arithmetic: what the engine adds on top of those weights (int8 activations), as KL and top-1
-  against torch running the very same rounded weights;
+* arithmetic: what the engine adds on top of those weights (int8 activations), as KL, top-1 and
+  perplexity against torch running the very same rounded weights;
 * and beside them, never as a gate, what the rounding itself costs against the float checkpoint.
 """
 
@@ -71,6 +71,14 @@ class Limit:
         share = self.top1_agreement
         return share - 3 * math.sqrt(share * (1 - share) / n_positions)
 
+    def perplexity_ceiling(self, n_positions: int) -> float:
+        """Return how many times the perplexity of torch is still within the limit.
+
+        Of a token that is drawn from the reference, a small KL is the mean of what the candidate
+        gives it less, and twice the KL the variance: three standard errors of that.
+        """
+        return math.exp(self.kl_nats + 3 * math.sqrt(2 * self.kl_nats / n_positions))
+
 
 _FLOAT = Limit(1e-4, 0.995, 0.1)
 # int8 activations cost KL 0.003-0.005 and 3-5 % of top-1 on a 135M model, measured over 2,048
@@ -127,7 +135,11 @@ def verify_against_checkpoint(
         "arithmetic": asdict(arithmetic),
         "greedy": asdict(greedy),
         "rounding": asdict(rounding),
-        "limits": asdict(limit),
+        "limits": {
+            **asdict(limit),
+            "top1_floor": limit.top1_floor(arithmetic.n_positions),
+            "perplexity_ceiling": limit.perplexity_ceiling(arithmetic.n_positions),
+        },
         **(verify_on_npu(artifact, checkpoint, plan) if on_npu and can_run(artifact) else {}),
     }
 
@@ -170,6 +182,9 @@ def limit_faults(arithmetic: Fidelity, greedy: GreedyAgreement, limit: Limit) ->
         faults.append(f"KL {arithmetic.kl_nats:.2e} nats, limit {limit.kl_nats}")
     if not arithmetic.top1_agreement >= floor:
         faults.append(f"top-1 {arithmetic.top1_agreement:.1%}, limit {floor:.1%}")
+    ratio, ceiling = arithmetic.perplexity_ratio, limit.perplexity_ceiling(arithmetic.n_positions)
+    if ratio is not None and not ratio <= ceiling:
+        faults.append(f"perplexity {ratio:.4f} times as high, limit {ceiling:.4f}")
     if not greedy.worst_gap_nats <= limit.greedy_gap_nats:
         faults.append(
             f"a greedy choice {greedy.worst_gap_nats:.2f} nats below the best token, limit "

@@ -24,6 +24,8 @@ class Fidelity:
     top1_agreement: float
     """Share of positions at which both find the same token likeliest."""
     n_positions: int
+    perplexity_ratio: float | None = None
+    """The candidate's over the reference's, on the texts themselves; None without texts."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,19 @@ def compare_engines(
     reference: Engine, candidate: Engine, sequences: Sequence[Sequence[int]]
 ) -> Fidelity:
     """Return how far ``candidate`` is from ``reference`` over all positions of ``sequences``."""
-    kl_sum, n_same, n_positions = 0.0, 0, 0
+    import numpy as np
+
+    found, lost_nats = [], []
     for ids in sequences:
         reference_TV = log_softmax(_fresh_logits(reference, ids))
-        found = distances(reference_TV, log_softmax(_fresh_logits(candidate, ids)))
-        kl_sum += float(found.kl_T.sum())
-        n_same += int(found.is_same_T.sum())
-        n_positions += len(ids)
-    return Fidelity(kl_sum / n_positions, n_same / n_positions, n_positions)
+        candidate_TV = log_softmax(_fresh_logits(candidate, ids))
+        found.append(distances(reference_TV, candidate_TV))
+        next_S = np.asarray(ids[1:], np.int64)
+        lost_nats.append(pick(reference_TV[:-1], next_S) - pick(candidate_TV[:-1], next_S))
+    kl_T, is_same_T = map(np.concatenate, zip(*found, strict=True))
+    lost_S = np.concatenate(lost_nats)
+    ratio = float(np.exp(lost_S.mean())) if len(lost_S) else None
+    return Fidelity(float(kl_T.mean()), float(is_same_T.mean()), len(kl_T), ratio)
 
 
 def compare_greedy(

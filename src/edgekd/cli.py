@@ -26,7 +26,8 @@ from edgekd.cli_options import (
 )
 from edgekd.cli_report import app as report_app
 from edgekd.cli_serve import app as serve_app
-from edgekd.errors import EdgekdError, MissingExtraError
+from edgekd.cli_verify import app as verify_app
+from edgekd.errors import EdgekdError
 from edgekd.no_memory import ADVICE, is_out_of_memory
 from edgekd.progress import make_progress
 
@@ -38,6 +39,7 @@ app.add_typer(bench_app, name="bench")
 app.add_typer(eval_app)
 app.add_typer(report_app)
 app.add_typer(serve_app)
+app.add_typer(verify_app)
 app.add_typer(devices_app, name="devices")
 
 
@@ -122,11 +124,17 @@ def export(
     modelfile: Annotated[
         bool, typer.Option("--modelfile", help="Also write a Modelfile for Ollama (gguf).")
     ] = False,
+    verify: Annotated[
+        bool, typer.Option(help="Check what was written against MODEL before it appears.")
+    ] = True,
     revision: Revision = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write MODEL as GGUF or ONNX, verified against its own weights."""
+    """Write MODEL as GGUF or ONNX, verified against its own weights.
+
+    With --no-verify it is only written, several times as fast; edgekd verify checks it later.
+    """
     if format not in ("gguf", "onnx"):
         raise typer.BadParameter(f"{format!r} is neither gguf nor onnx", param_hint="--format")
     if calibrate_activations is not None and target != "qnn":
@@ -134,12 +142,21 @@ def export(
             "only graphs for --target qnn have them", param_hint="--calibrate-activations"
         )
     need("export", "torch", "transformers", "gguf", "onnx")
-    from edgekd.export.budget import Budget
-    from edgekd.export.calibrate import CalibrationOptions
     from edgekd.export.export_model import export_model
-    from edgekd.export.to_npu import NpuOptions
+    from edgekd.export.export_options import Budget, CalibrationOptions
 
-    budget = None
+    budget = npu = None
+    if target == "qnn":
+        from edgekd.export.to_npu import NpuOptions
+
+        npu = NpuOptions(
+            soc=soc,
+            context_tokens=ctx,
+            prefill_tokens=prefill,
+            activations_text=calibrate_activations,
+            emulate=emulate,
+            max_binary_bytes=parse_bytes(max_binary),
+        )
     if size is not None or bits_per_weight is not None:
         file_bytes = None if size is None else parse_bytes(size)
         budget = Budget(file_bytes=file_bytes, bits_per_weight=bits_per_weight)
@@ -150,16 +167,7 @@ def export(
         quant=quant,
         head=head,
         target=target,
-        npu=NpuOptions(
-            soc=soc,
-            context_tokens=ctx,
-            prefill_tokens=prefill,
-            activations_text=calibrate_activations,
-            emulate=emulate,
-            max_binary_bytes=parse_bytes(max_binary),
-        )
-        if target == "qnn"
-        else None,
+        npu=npu,
         calibration=CalibrationOptions(
             text=calibrate,
             n_tokens=calibrate_tokens,
@@ -168,49 +176,11 @@ def export(
         ),
         budget=budget,
         with_modelfile=modelfile,
+        verify=verify,
         revision=revision,
         progress=make_progress(quiet),
     )
-    print_result(report, as_json, _export_summary(report))
-
-
-@app.command()
-def verify(
-    artifact: Annotated[Path, typer.Argument(help="A .gguf file or an ONNX folder.")],
-    reference: Annotated[
-        Path | None, typer.Option(help="The checkpoint it was exported from.")
-    ] = None,
-    lineage: Annotated[
-        bool, typer.Option("--lineage", help="Show all it was made from, checked by hash.")
-    ] = False,
-    emulate: Emulate = True,
-    look_in: Annotated[
-        list[Path] | None, typer.Option(help="Where else its sources may lie; repeatable.")
-    ] = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Check the hashes of ARTIFACT and of its tensors; with --reference its weights and logits."""
-    from edgekd.manifest import TENSORS_KEY, check_files, manifest_path, read_manifest
-    from edgekd.runtime.model_kind import detect_kind
-
-    detect_kind(artifact)
-    if lineage:
-        _show_lineage(artifact, look_in or [], as_json)
-        return
-    manifest = read_manifest(manifest_path(artifact))
-    check_files(artifact if artifact.is_dir() else artifact.parent, manifest)
-    report: dict[str, Any] = {"path": str(artifact), "files": "unchanged"}
-    if reference is None:
-        report["fidelity"] = "unavailable: give --reference CHECKPOINT"
-    else:
-        need("export", "torch", "transformers", "gguf", "onnx")
-        from edgekd.export.verify import verify_as_recorded
-
-        make_progress(quiet).say(f"comparing weights, tokenizer and logits with {reference}")
-        report |= verify_as_recorded(artifact, reference, manifest["recipe"], on_npu=emulate)
-    report["tensors"] = _check_tensors(artifact, manifest, report.pop(TENSORS_KEY, None))
-    print_result(report, as_json, f"{artifact}: good\n{json.dumps(report, indent=2)}")
+    print_result(report, as_json, _export_summary(report, model))
 
 
 @app.command()
@@ -231,35 +201,6 @@ def package(
         f"{report['commands'][1]}"
     )
     print_result(report, as_json, text)
-
-
-def _check_tensors(artifact: Path, manifest: dict[str, Any], found: Any) -> str:
-    """Return what is to be said of the tensors' hashes; ``found`` where they are known already."""
-    from edgekd.manifest import TENSORS_KEY
-
-    if not (recorded := manifest.get(TENSORS_KEY)):
-        return "unavailable: the manifest records no hashes of tensors; export the model again"
-    try:
-        need("export", "gguf", "onnx")
-    except MissingExtraError as error:
-        return f"unavailable: {error}"
-    from edgekd.export.tensor_hashes import check_recorded, hash_tensors
-
-    check_recorded(artifact, hash_tensors(artifact) if found is None else found, recorded)
-    return f"{len(recorded)} unchanged"
-
-
-def _show_lineage(artifact: Path, look_in: list[Path], as_json: bool) -> None:
-    from dataclasses import asdict
-
-    from edgekd.errors import VerificationError
-    from edgekd.lineage import render, walk
-
-    link = walk(artifact, look_in)
-    print_result(asdict(link), as_json, render(link))
-    if changed := link.changed():
-        names = ", ".join(one.name for one in changed)
-        raise VerificationError(f"no longer what the manifests recorded: {names}")
 
 
 @app.command()
@@ -291,9 +232,15 @@ def main() -> None:
         raise
 
 
-def _export_summary(report: dict[str, Any]) -> str:
+def _export_summary(report: dict[str, Any], model: str) -> str:
     from edgekd.units import format_bytes
 
+    if (unverified := report.get("unverified")) is not None:
+        checkpoint = model if Path(model).is_dir() else "CHECKPOINT"
+        return (
+            f"{report['path']}: {format_bytes(report['bytes'])}, {unverified}; check it with\n"
+            f"  edgekd verify {report['path']} --reference {checkpoint}" + _npu_summary(report)
+        )
     arithmetic, rounding = report["arithmetic"], report["rounding"]
     return (
         f"{report['path']}: {format_bytes(report['bytes'])}, "

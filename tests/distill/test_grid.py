@@ -32,9 +32,9 @@ from edgekd.distill.recipe import Job, Recipe
 from edgekd.distill.trainer import collate
 from edgekd.errors import ExportError, ModelError, RecipeError
 from edgekd.export.blocks import Blocks, dequantize, fake_quantize, pack_gguf, quantize
-from edgekd.export.calibrate import CalibrationOptions
 from edgekd.export.checkpoint import open_checkpoint
 from edgekd.export.export_model import export_model
+from edgekd.export.export_options import CalibrationOptions
 from edgekd.export.plan import make_plan
 from edgekd.export.read_back import read_gguf_blocks, read_onnx_blocks
 from edgekd.export.rounded_model import rounded_model

@@ -12,7 +12,7 @@ from edgekd.cli import app
 from edgekd.distill.config_only import open_config
 from edgekd.distill.data import read_documents
 from edgekd.distill.distill import plan
-from edgekd.distill.machines import Machine, named_machine, this_machine
+from edgekd.distill.machines import Machine, has_native_bf16, named_machine, this_machine
 from edgekd.distill.packing import pack
 from edgekd.distill.preflight import check_fits, plan_run, saved_bytes_per_layer
 from edgekd.distill.recipe import Job, Recipe
@@ -22,6 +22,7 @@ from edgekd.export.checkpoint import Checkpoint, open_checkpoint
 from edgekd.runtime.tokenizer import FileTokenizer
 from tests.conftest import TEXTS, save_tiny_model
 
+CPUINFO = Path("/proc/cpuinfo")
 RECIPE = Recipe(rows_per_step=2, row_tokens=64, precision="fp32", compile="none")
 MACHINE = Machine("test", 64e9, 1e12, 2e11)
 
@@ -215,3 +216,11 @@ def test_recording_runs_the_teacher_alone(tiny: Checkpoint) -> None:
     found = plan_run(RECIPE, tiny, tiny, 400, machine).capture_tokens_per_s
     assert found == pytest.approx(3 * 0.5 * 2e11 / (2 * tiny.n_parameters))
     assert plan_run(RECIPE, tiny, None, 400, machine).capture_tokens_per_s is None
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() or not CPUINFO.is_file() or "flags" not in CPUINFO.read_text("utf-8"),
+    reason="needs an x86 processor to train on",
+)
+def test_bf16_that_is_only_imitated_is_not_chosen() -> None:
+    assert has_native_bf16() == ("avx512_bf16" in CPUINFO.read_text("utf-8"))

@@ -10,10 +10,10 @@ import typer
 from edgekd.cli_options import parse_bytes
 from edgekd.errors import ExportError
 from edgekd.export.blocks import fake_quantize
-from edgekd.export.budget import Budget, measure_costs, plan_within
-from edgekd.export.calibrate import CalibrationOptions
+from edgekd.export.budget import measure_costs, plan_within
 from edgekd.export.checkpoint import Checkpoint
 from edgekd.export.export_model import export_model
+from edgekd.export.export_options import Budget, CalibrationOptions
 from edgekd.export.plan import make_plan
 from edgekd.export.read_back import read_gguf_blocks, read_onnx_blocks
 from edgekd.export.verify import blocks_equal, verify_as_recorded

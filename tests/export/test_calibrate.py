@@ -8,9 +8,10 @@ import pytest
 
 from edgekd.errors import DataError, ExportError, VerificationError
 from edgekd.export.blocks import quantize
-from edgekd.export.calibrate import CalibrationOptions, calibrate
+from edgekd.export.calibrate import calibrate
 from edgekd.export.checkpoint import Checkpoint, open_checkpoint
 from edgekd.export.export_model import export_model
+from edgekd.export.export_options import CalibrationOptions
 from edgekd.export.importance_matrix import measure_importance, write_importance
 from edgekd.export.kept_rows import hash_rows
 from edgekd.export.plan import make_plan, parse_quant

@@ -10,8 +10,9 @@ import torch
 from gguf import GGUFReader
 
 from edgekd.errors import ExportError, ModelError
-from edgekd.export.calibrate import CalibrationOptions, calibrate
+from edgekd.export.calibrate import calibrate
 from edgekd.export.checkpoint import Checkpoint, open_checkpoint
+from edgekd.export.export_options import CalibrationOptions
 from edgekd.export.importance_matrix import (
     ImportanceMatrix,
     measure_importance,

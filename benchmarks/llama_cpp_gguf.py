@@ -1,9 +1,8 @@
-"""One GGUF export in a process of its own, for benchmarks/export.py.
+"""A GGUF as llama.cpp's users make one, in a process of its own, for benchmarks/export.py.
 
-    python benchmarks/export_gguf.py edgekd|llama.cpp CHECKPOINT OUT q4_0|q4_k_m
+    python benchmarks/llama_cpp_gguf.py CHECKPOINT OUT q4_0|q4_k_m
 
-"edgekd" writes without a check and without a manifest. "llama.cpp" is its converter to f16, then
-its quantizer, as its users do it.
+Its converter to f16, then its quantizer.
 """
 
 import argparse
@@ -12,16 +11,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-
-
-def write_only(model: Path, out: Path, quant: str) -> None:
-    """Write the GGUF of ``edgekd export`` and stop there."""
-    from edgekd.export.checkpoint import open_checkpoint
-    from edgekd.export.plan import make_plan, parse_quant
-    from edgekd.export.to_gguf import write_gguf
-
-    checkpoint = open_checkpoint(model)
-    write_gguf(checkpoint, make_plan(checkpoint, parse_quant(quant)), out)
 
 
 def convert_and_quantize(model: Path, out: Path, quant: str) -> None:
@@ -46,13 +35,11 @@ def convert_and_quantize(model: Path, out: Path, quant: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("tool", choices=["edgekd", "llama.cpp"])
     parser.add_argument("model", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("quant")
     arguments = parser.parse_args()
-    write = write_only if arguments.tool == "edgekd" else convert_and_quantize
-    write(arguments.model, arguments.out, arguments.quant)
+    convert_and_quantize(arguments.model, arguments.out, arguments.quant)
 
 
 if __name__ == "__main__":
