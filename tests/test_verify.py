@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from edgekd.cli import app
 from edgekd.errors import EdgekdError, RecipeError
+from edgekd.export.checkpoint import Checkpoint
 from edgekd.export.plan import make_plan
 from edgekd.export.rounded_model import rounded_model
 from edgekd.export.verify import PROBE_TEXTS, Limit, limit_faults
@@ -21,7 +22,7 @@ from edgekd.runtime.quality_budget import QualityBudget
 from edgekd.runtime.text_quality import Fidelities
 from edgekd.runtime.tokenizer import FileTokenizer
 from edgekd.runtime.torch_engine import TorchEngine
-from tests.conftest import TEXTS, Checkpoint, make_tokenizer, save_tiny_model, save_tokenizer
+from tests.conftest import TEXTS, make_tokenizer, save_tiny_model, save_tokenizer
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
