@@ -49,7 +49,6 @@ SWITCHES: dict[str, tuple[Any, ...]] = {
     "dry_multiplier": (0.0,),
     "dynatemp_range": (0.0,),
     "lora": ([],),
-    "min_keep": (0,),
     "mirostat": (0,),
     "n_indent": (0,),
     "post_sampling_probs": (False,),
@@ -98,6 +97,7 @@ class GenerationFields(AskedBody):
     top_p: float = Field(0.95, ge=0, le=1)
     min_p: float = Field(0.05, ge=0, le=1)
     typical_p: float = Field(1.0, ge=0, le=1)
+    min_keep: int = Field(0, ge=0, le=MAX_SEED)
     repeat_penalty: float = Field(1.0, ge=0.01, le=MAX_REPEAT_PENALTY)
     repeat_last_n: int = Field(64, ge=-1, le=MAX_SEED)
     presence_penalty: Penalty = 0.0
@@ -161,6 +161,10 @@ class GenerationFields(AskedBody):
         """Return how many rivals of each token to report; None for no probabilities at all."""
         return self.n_probs or None
 
+    def is_after_sampling(self) -> bool:
+        """Return whether those probabilities are the ones behind the samplers."""
+        return False
+
     def forms(self) -> list[Grammar]:
         """Return every form that the text must have; one at most is allowed."""
         found = [Grammar("gbnf", self.grammar)] if self.grammar else []
@@ -182,6 +186,7 @@ class GenerationFields(AskedBody):
             top_p=self.top_p,
             min_p=self.min_p,
             typical_p=self.typical_p,
+            min_keep=self.min_keep,
             repeat_penalty=self.repeat_penalty,
             repeat_last_n=self.repeat_last_n,
             presence_penalty=self.presence_penalty,
@@ -194,4 +199,5 @@ class GenerationFields(AskedBody):
             max_predict_ms=self.t_max_predict_ms if self.t_max_predict_ms > 0 else None,
             ignore_eos=self.ignore_eos,
             logprobs=self.n_alternatives(),
+            post_sampling_probs=self.is_after_sampling(),
         )

@@ -90,9 +90,7 @@ class NativeReply:
             "tokens_evaluated": len(text.request.prompt_ids),
         }
         if self.asked.n_probs and tokens:
-            found["completion_probabilities"] = with_rivals(
-                (t.scored for t in tokens), self.vocabulary
-            )
+            found["completion_probabilities"] = self._probabilities(tokens)
         return found | text.timings.beside(happened, each_token=self.asked.timings_per_token)
 
     def _final(self, index: int, text: _Text) -> Json:
@@ -128,13 +126,12 @@ class NativeReply:
             "timings": replace(text.timings, n_made=n_made).as_json(),
         }
         if self.asked.n_probs and not is_stream:
-            found["completion_probabilities"] = with_rivals(
-                (t.scored for t in tokens), self.vocabulary
-            )
+            found["completion_probabilities"] = self._probabilities(tokens)
         return _chosen(found, self.asked.response_fields)
 
     def _probabilities(self, tokens: Sequence[Token]) -> list[Json]:
-        return with_rivals((token.scored for token in tokens), self.vocabulary)
+        scored = (token.scored for token in tokens)
+        return with_rivals(scored, self.vocabulary, as_probs=self.asked.post_sampling_probs)
 
 
 def _chosen(found: Json, names: Sequence[str]) -> Json:

@@ -24,11 +24,17 @@ Prompt = str | PromptObject | Pieces
 class NativeRequest(GenerationFields):
     """Body of /completion."""
 
+    without_effect: ClassVar[dict[str, tuple[Any, ...]]] = {
+        name: values
+        for name, values in GenerationFields.without_effect.items()
+        if name != "post_sampling_probs"
+    }
     prompt: Prompt | Annotated[list[Prompt], Field(min_length=1, max_length=MAX_PROMPTS)]
     stop: (
         Annotated[str, Field(max_length=128)]
         | Annotated[list[StopString], Field(max_length=MAX_STOPS)]
     ) = []
+    post_sampling_probs: bool = False
     return_tokens: bool = False
     response_fields: list[str] = Field([], max_length=64)
 
@@ -39,6 +45,10 @@ class NativeRequest(GenerationFields):
         if any(isinstance(each, int) for each in self.prompt):
             return [self.prompt]  # type: ignore[list-item]
         return list(self.prompt)  # type: ignore[arg-type]
+
+    def is_after_sampling(self) -> bool:
+        """Return whether probabilities are those behind the samplers, as llama-server's can be."""
+        return self.post_sampling_probs
 
     @property
     def is_list(self) -> bool:

@@ -1,5 +1,6 @@
 """The JSON of OpenAI's replies, whole and in parts."""
 
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -108,11 +109,17 @@ def text_choice(
     return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
 
-def with_rivals(scored: Iterable[Scored], vocabulary: Vocabulary) -> list[Json]:
-    """Return each token with its log-probability and the likeliest ones in its place."""
+def with_rivals(
+    scored: Iterable[Scored], vocabulary: Vocabulary, *, as_probs: bool = False
+) -> list[Json]:
+    """Return each token with its log-probability and the likeliest ones in its place.
+
+    ``as_probs`` makes them probabilities, as llama-server's ``post_sampling_probs`` has them.
+    """
+    rivals = "top_probs" if as_probs else "top_logprobs"
     return [
-        _entry(token_id, logprob, vocabulary)
-        | {"top_logprobs": [_entry(*each, vocabulary) for each in alternatives]}
+        _entry(token_id, logprob, vocabulary, as_probs)
+        | {rivals: [_entry(*each, vocabulary, as_probs) for each in alternatives]}
         for token_id, logprob, alternatives in scored
     ]
 
@@ -123,11 +130,16 @@ def chat_logprobs(tokens: Sequence[Token], vocabulary: Vocabulary) -> Json:
     return {"content": with_rivals(scored, vocabulary), "refusal": None}
 
 
-def _entry(token_id: int, logprob: float | None, vocabulary: Vocabulary) -> Json:
+def _entry(
+    token_id: int, logprob: float | None, vocabulary: Vocabulary, as_probs: bool = False
+) -> Json:
     """Return a token as OpenAI describes it, with llama-server's ``id``."""
     raw = vocabulary.bytes_of(token_id)
     text = raw.decode("utf-8", "replace")
-    return {"id": token_id, "token": text, "bytes": list(raw), "logprob": logprob}
+    found: Json = {"id": token_id, "token": text, "bytes": list(raw)}
+    if as_probs:
+        return found | {"prob": None if logprob is None else math.exp(logprob)}
+    return found | {"logprob": logprob}
 
 
 @dataclass

@@ -3,7 +3,7 @@
 The chain and its order are llama.cpp's defaults: logit bias, grammar, penalties, top-k, typical,
 top-p, min-p, temperature. So top-p sees the distribution before the temperature, unlike in
 transformers. Another order can be asked for, of some of them too; bias and grammar always come
-first. Log-probabilities are those of the model, before the chain.
+first. Log-probabilities are those of the model, before the chain, unless asked otherwise.
 
 Example: ``Sampler(SamplingParams(temperature=0.8, top_k=40, seed=1), prompt_ids).pick(logits_V)``
 """
@@ -58,6 +58,8 @@ class SamplingParams:
     """Only tokens at least so likely, as a share of the likeliest one."""
     typical_p: float = 1.0
     """Only the tokens nearest to the expected surprise that together have this probability."""
+    min_keep: int = 0
+    """So many tokens at least are left by each of top-p, min-p and typical."""
     repeat_penalty: float = 1.0
     """Divides positive logits and multiplies negative ones of tokens in the window."""
     frequency_penalty: float = 0.0
@@ -80,6 +82,8 @@ class SamplingParams:
     """What narrows the choice, in this order; what is not named is off."""
     logprobs: int | None = None
     """How many alternatives to report beside the chosen token; None reports nothing."""
+    post_sampling_probs: bool = False
+    """Report what they were drawn with, behind the chain: nothing but the candidates it left."""
 
     @property
     def has_penalty(self) -> bool:
@@ -147,10 +151,13 @@ class Sampler:
         """
         _check_finite(logits_V)
         scores_V = self._biased(logits_V, allowed_V)
-        token_id = self._draw(scores_V)
+        left, index = self._draw(scores_V)
+        token_id = left.id_at(index)
         self._window.append(token_id)
         if self._params.logprobs is None:
             return Choice(token_id)
+        if self._params.post_sampling_probs:
+            return _among(left, index, self._params.logprobs)
         return with_logprobs(logits_V, token_id, self._params.logprobs)
 
     def _biased(
@@ -184,19 +191,20 @@ class Sampler:
         taken_P = counts_P * params.frequency_penalty + params.presence_penalty
         scores_V[ids_P] = scaled_P - taken_P
 
-    def _draw(self, scores_V: "NDArray[np.float32]") -> int:
+    def _draw(self, scores_V: "NDArray[np.float32]") -> tuple[Candidates, int]:
+        """Return the candidates that the chain left, and which of them was drawn."""
         import numpy as np
 
         best = int(scores_V.argmax())
         if scores_V[best] == -np.inf:
             raise EngineError("no token is allowed here: grammar and logit_bias exclude them all")
         if self._params.temperature == 0 and "temperature" in self._params.samplers:
-            return best
+            return Candidates.of(scores_V).keep(np.array([best])), 0
         found = self._narrow(Candidates.of(scores_V))
         scores_K = found.scores_K.astype(np.float64)
         sums_K = np.cumsum(np.exp(scores_K - scores_K.max()))
         drawn = np.searchsorted(sums_K, self._rng.random() * sums_K[-1], side="right")
-        return int(found.id_at(int(drawn)))
+        return found, int(drawn)
 
     def _narrow(self, found: Candidates) -> Candidates:
         """Return the candidates that the chain leaves."""
@@ -208,9 +216,9 @@ class Sampler:
 
 _STEPS: dict[str, Callable[[Candidates, SamplingParams], Candidates]] = {
     "top_k": lambda found, params: likeliest(found, params.top_k),
-    "typ_p": lambda found, params: most_typical(found, params.typical_p),
-    "top_p": lambda found, params: nucleus(found, params.top_p),
-    "min_p": lambda found, params: at_least(found, params.min_p),
+    "typ_p": lambda found, params: most_typical(found, params.typical_p, params.min_keep),
+    "top_p": lambda found, params: nucleus(found, params.top_p, params.min_keep),
+    "min_p": lambda found, params: at_least(found, params.min_p, params.min_keep),
     "temperature": lambda found, params: tempered(found, params.temperature),
 }
 """The samplers that work on candidates; penalties need the whole vocabulary, and come before."""
@@ -218,15 +226,20 @@ _STEPS: dict[str, Callable[[Candidates, SamplingParams], Candidates]] = {
 
 def with_logprobs(logits_V: "Logits", token_id: int, n_alternatives: int) -> Choice:
     """Return ``token_id`` with its log-probability and those of the likeliest tokens."""
+    return _among(Candidates.of(logits_V), token_id, n_alternatives)
+
+
+def _among(found: Candidates, index: int, n_alternatives: int) -> Choice:
+    """Return the candidate at ``index``, with log-probabilities among the candidates."""
     import numpy as np
 
-    highest = logits_V.max()
-    log_sum = float(highest) + math.log(np.exp(logits_V - highest).sum(dtype=np.float64))
-    best = likeliest(Candidates.of(logits_V), n_alternatives) if n_alternatives else None
-    pairs = best.pairs() if best else []
+    scores_K = found.scores_K
+    highest = scores_K.max()
+    log_sum = float(highest) + math.log(np.exp(scores_K - highest).sum(dtype=np.float64))
+    pairs = likeliest(found, n_alternatives).pairs() if n_alternatives else []
     return Choice(
-        token_id,
-        float(logits_V[token_id]) - log_sum,
+        found.id_at(index),
+        float(scores_K[index]) - log_sum,
         tuple((each, score - log_sum) for each, score in pairs),
     )
 
@@ -264,6 +277,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 _COUNTS: dict[str, tuple[int, int, str]] = {
     "top_k": (0, MAX_SEED, "whole numbers from 0 (off)"),
+    "min_keep": (0, MAX_SEED, "whole numbers from 0 (off)"),
     "repeat_last_n": (-1, MAX_SEED, "whole numbers from -1 (everything)"),
     "max_tokens": (1, MAX_SEED, "whole numbers from 1"),
     "max_predict_ms": (1, MAX_SEED, "whole numbers from 1"),

@@ -82,6 +82,19 @@ def test_probabilities_come_with_their_alternatives(server: Serving) -> None:
     assert pieces.decode("utf-8", "replace") == found["content"]
 
 
+def test_probabilities_behind_the_samplers_are_asked_for(server: Serving) -> None:
+    asked = {"n_probs": 4, "temperature": 1, "top_k": 3, "seed": 3, "post_sampling_probs": True}
+    found = server.post("/completion", ASKED | asked).json()
+    assert found["generation_settings"]["post_sampling_probs"] is True
+    for token in found["completion_probabilities"]:
+        best = token["top_probs"]
+        assert len(best) == 3 and "logprob" not in token and "top_logprobs" not in token
+        assert sum(each["prob"] for each in best) == pytest.approx(1)
+        assert token["prob"] in [each["prob"] for each in best if each["id"] == token["id"]]
+    refused = server.post("/v1/completions", {"prompt": "a", "post_sampling_probs": True})
+    assert refused.status_code == 400 and "post_sampling_probs" in refused.text
+
+
 def test_several_prompts_and_completions_come_as_an_array(server: Serving) -> None:
     ids = server.post("/tokenize", {"content": "The quick brown"}).json()["tokens"]
     mixed = [*ids[:1], *ids[1:]]

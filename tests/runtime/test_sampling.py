@@ -21,6 +21,7 @@ WRONG: dict[str, Any] = {
     "top_p": 1.1,
     "min_p": -0.1,
     "typical_p": 2,
+    "min_keep": -1,
     "repeat_penalty": 0,
     "frequency_penalty": 2.1,
     "presence_penalty": -3,
@@ -172,8 +173,35 @@ def test_the_logits_are_left_as_they_were() -> None:
     np.testing.assert_array_equal(logits_V, LOGITS_V)
 
 
+@pytest.mark.parametrize("settings", [{"top_p": 0.1}, {"min_p": 0.9}, {"typical_p": 0.1}])
+def test_a_filter_leaves_as_many_tokens_as_are_to_be_kept(settings: dict[str, Any]) -> None:
+    assert len(drawn(**settings)) == 1
+    for n in (2, 3, 4):
+        assert len(drawn(**settings, min_keep=n)) == n
+    assert drawn(top_k=1, min_keep=3) == {1}  # as in llama.cpp
+
+
+def test_probabilities_behind_the_chain_are_those_of_the_draw() -> None:
+    settings = {"top_k": 3, "logit_bias": ((0, 1.0),), "logprobs": 9, "post_sampling_probs": True}
+    sampler = Sampler(SamplingParams(temperature=0.5, seed=2, **settings))  # type: ignore[arg-type]
+    choices = [sampler.choose(LOGITS_V) for _ in range(4000)]
+    told = dict(choices[0].alternatives)
+    assert set(told) == {0, 1, 3} and list(told.values()) == sorted(told.values(), reverse=True)
+    assert sum(map(math.exp, told.values())) == pytest.approx(1)
+    for token_id, log_p in told.items():
+        share = np.mean([choice.token_id == token_id for choice in choices])
+        assert share == pytest.approx(math.exp(log_p), abs=0.03)
+    assert all(choice.logprob == told[choice.token_id] for choice in choices)
+
+
+def test_behind_no_temperature_one_token_is_certain() -> None:
+    params = SamplingParams(logprobs=5, post_sampling_probs=True)
+    choice = Sampler(params).choose(LOGITS_V)
+    assert (choice.logprob, choice.alternatives) == (0.0, ((1, 0.0),))
+
+
 def plainly_kept(
-    scores_V: NDArray[np.float64], k: int, typical: float, top_p: float, min_p: float
+    scores_V: NDArray[np.float64], k: int, typical: float, top_p: float, min_p: float, least: int
 ) -> list[int]:
     """The chain as loops over sorted lists."""
     kept = sorted(range(len(scores_V)), key=lambda i: -scores_V[i])[: k or None]
@@ -181,7 +209,7 @@ def plainly_kept(
     def until(ordered: list[int], p: float) -> list[int]:
         total, sums = sum(math.exp(scores_V[i]) for i in kept), 0.0
         for n, i in enumerate(ordered):
-            if sums >= p and n:
+            if sums >= p and n >= max(1, least):
                 return ordered[:n]
             sums += math.exp(scores_V[i]) / total
         return ordered
@@ -194,7 +222,8 @@ def plainly_kept(
     if top_p < 1:
         kept = until(sorted(kept, key=lambda i: -scores_V[i]), top_p)
     floor = max(scores_V[i] for i in kept) + (math.log(min_p) if min_p else -math.inf)
-    return sorted(i for i in kept if scores_V[i] >= floor)
+    ordered = sorted(kept, key=lambda i: -scores_V[i])
+    return sorted(i for n, i in enumerate(ordered) if scores_V[i] >= floor or n < least)
 
 
 @settings(max_examples=60, deadline=None)
@@ -204,13 +233,14 @@ def plainly_kept(
     st.sampled_from([0, 1, 40, 2000]),
     *[st.sampled_from([1.0, 0.97, 0.5, 0.01])] * 2,
     st.sampled_from([0.0, 0.02, 0.5]),
+    st.sampled_from([0, 1, 7, 1000, 10_000]),
 )
 def test_the_filters_keep_what_plain_loops_keep(
-    seed: int, n: int, k: int, typical: float, top_p: float, min_p: float
+    seed: int, n: int, k: int, typical: float, top_p: float, min_p: float, least: int
 ) -> None:
     scores_V = np.random.default_rng(seed).normal(scale=2.0, size=n)
     found = likeliest(Candidates.of(scores_V), k)
-    found = at_least(nucleus(most_typical(found, typical), top_p), min_p)
+    found = at_least(nucleus(most_typical(found, typical, least), top_p, least), min_p, least)
     ids = list(range(n)) if found.ids_K is None else found.ids_K.tolist()
-    assert ids == plainly_kept(scores_V, k, typical, top_p, min_p)
+    assert ids == plainly_kept(scores_V, k, typical, top_p, min_p, least)
     np.testing.assert_array_equal(found.scores_K, scores_V[ids])
