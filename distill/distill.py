@@ -24,7 +24,7 @@ from edgekd.distill.config_only import as_planned, is_config_only
 from edgekd.distill.cross_tokenizer import learn_where_aligned
 from edgekd.distill.data import Document, read_documents
 from edgekd.distill.machines import Machine, named_machine, this_machine
-from edgekd.distill.packing import cut, pack
+from edgekd.distill.packing import Row, cut, pack
 from edgekd.distill.preflight import Plan, check_fits, epochs_note, epochs_of, plan_run
 from edgekd.distill.recipe import Job, Recipe
 from edgekd.distill.save import Lineage, save_student
@@ -135,16 +135,16 @@ def plan(
                 source = TeacherSource(n_common, checkpoint=teacher)
                 return _plan(job, student_checkpoint, source, machine)
         with _open_teacher(job, student_checkpoint, revision) as teacher_source:
-            n_rows = _n_rows(job, student_checkpoint)
-            return _plan(job, student_checkpoint, teacher_source, machine, n_rows)
+            rows = _planned_rows(job, student_checkpoint)
+            return _plan(job, student_checkpoint, teacher_source, machine, rows)
 
 
-def _n_rows(job: Job, student_checkpoint: Checkpoint) -> int | None:
-    """Return how many rows the text fills; None where it is not here."""
+def _planned_rows(job: Job, student_checkpoint: Checkpoint) -> list[Row] | None:
+    """Return the rows that the text fills; None where it is not here."""
     if not job.data or not all(Path(source).expanduser().exists() for source in job.data):
         return None
     tokenizer = FileTokenizer(student_checkpoint.folder)
-    return len(_read_text(replace(job, eval_data=[]), student_checkpoint, tokenizer).rows)
+    return _read_text(replace(job, eval_data=[]), student_checkpoint, tokenizer).rows
 
 
 def _plan(
@@ -152,7 +152,7 @@ def _plan(
     student_checkpoint: Checkpoint,
     teacher_source: TeacherSource,
     machine: Machine,
-    n_rows: int | None = None,
+    rows: Sequence[Row] | None = None,
 ) -> Plan:
     teacher = None if job.recipe.hard_label_weight == 1 else teacher_source.checkpoint
     is_cached = teacher_source.cache is not None
@@ -163,7 +163,8 @@ def _plan(
         teacher_source.vocab_size,
         machine,
         is_cached=is_cached,
-        n_rows=n_rows,
+        n_rows=None if rows is None else len(rows),
+        samples_per_row=sum(len(row.samples) for row in rows) / len(rows) if rows else 1.0,
     )
 
 

@@ -2,8 +2,8 @@
 
 Memory is counted, not guessed: weights, gradients and optimizer from the shapes, activations by
 running one decoder layer on tensors without storage and adding up what autograd would keep. Speed
-comes from half a second of matrix products on this machine, or from a data sheet, times the share
-of that rate that whole steps were measured to reach. Several GPUs share the student (FSDP2).
+comes from a second of matrix products on this machine, or from a data sheet, times the share of
+that rate that whole steps were measured to reach. Several GPUs share the student (FSDP2).
 """
 
 from dataclasses import asdict, dataclass
@@ -25,6 +25,7 @@ from edgekd.distill.losses import chunk_tokens_of
 from edgekd.distill.machines import Machine, rss_bytes
 from edgekd.distill.recipe import Recipe
 from edgekd.distill.sharding import gathered_bytes, traffic_of_step
+from edgekd.distill.writing_cost import writing_cost
 from edgekd.errors import RecipeError
 from edgekd.export.checkpoint import Checkpoint
 from edgekd.units import format_bytes
@@ -67,6 +68,8 @@ class Plan:
     teacher_share: float
     """Of these operations, what the teacher takes and a cache of it saves."""
     compute_s_per_step: float
+    writing_s_per_step: float
+    """What the student takes to write its own text, on average."""
     network_s_per_step: float
     """At the rates of the data sheets; counted as if nothing were computed meanwhile."""
     network_gpu_bytes_per_step: float
@@ -109,10 +112,12 @@ def plan_run(
     *,
     is_cached: bool = False,
     n_rows: int | None = None,
+    samples_per_row: float = 1.0,
 ) -> Plan:
     """Return what ``recipe`` needs on ``machine``; ``teacher`` is None where none is run.
 
-    ``n_rows`` is what the text fills, where it was read.
+    ``n_rows`` is what the text fills, where it was read, and ``samples_per_row`` how many texts
+    stand in each.
     """
     recipe = for_machine(recipe, machine.has_bf16)
     n_student, n_teacher = student.n_parameters, teacher.n_parameters if teacher else 0
@@ -147,7 +152,11 @@ def plan_run(
     n_step_tokens = n_tokens * recipe.accumulation_steps * shards
     compute_s = n_step_tokens / shards * _s_per_token(recipe, machine, student, teacher, vocab_size)
     traffic = traffic_of_step(machine, weights, gradients, recipe.accumulation_steps)
-    step_s = compute_s + traffic.seconds
+    writing = writing_cost(recipe, student, machine, samples_per_row)
+    writing_s = recipe.accumulation_steps * writing.seconds
+    n_step_tokens = round(n_step_tokens * writing.learned_tokens / n_tokens)
+    compute_s *= writing.work
+    step_s = compute_s + writing_s + traffic.seconds
     flop_per_token = _flop_per_token(recipe, n_student, n_trained, n_teacher)
     return Plan(
         student_parameters=n_student,
@@ -167,6 +176,7 @@ def plan_run(
         flop_per_token=flop_per_token,
         teacher_share=2 * n_teacher / flop_per_token,
         compute_s_per_step=compute_s,
+        writing_s_per_step=writing_s,
         network_s_per_step=traffic.seconds,
         network_gpu_bytes_per_step=traffic.gpu_bytes,
         network_node_bytes_per_step=traffic.node_bytes,

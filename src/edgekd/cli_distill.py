@@ -323,6 +323,7 @@ def _plan_summary(plan: "Plan", cost: float | None) -> str:
             ),
             f"about {plan.tokens_per_s:,.0f} tokens/s at {plan.flop_per_token / 1e9:.2f} GFLOP "
             f"a token, {plan.teacher_share:.0%} of them the teacher's; estimated, {verdict}",
+            *_writing_summary(plan),
             *_network_summary(plan),
             f"{plan.run_tokens:,} tokens take about {format_duration(plan.run_s)}, "
             f"{plan.gpu_hours:,.1f} hours of one GPU"
@@ -332,12 +333,19 @@ def _plan_summary(plan: "Plan", cost: float | None) -> str:
     )
 
 
+def _writing_summary(plan: "Plan") -> list[str]:
+    step_s = plan.compute_s_per_step + plan.writing_s_per_step + plan.network_s_per_step
+    share = plan.writing_s_per_step / step_s
+    return [f"  of the time the student writes its own text: {share:.0%}"] if share else []
+
+
 def _network_summary(plan: "Plan") -> list[str]:
     from edgekd.units import format_bytes
 
     if plan.n_gpus == 1:
         return []
-    share = plan.network_s_per_step / (plan.network_s_per_step + plan.compute_s_per_step)
+    step_s = plan.compute_s_per_step + plan.writing_s_per_step + plan.network_s_per_step
+    share = plan.network_s_per_step / step_s
     return [
         f"  {plan.n_gpus} GPUs share weights, optimizer and gradients; a step brings each "
         f"{format_bytes(plan.network_gpu_bytes_per_step)}, each node "

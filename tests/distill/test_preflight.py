@@ -14,7 +14,7 @@ from edgekd.distill.data import read_documents
 from edgekd.distill.distill import plan
 from edgekd.distill.machines import Machine, has_native_bf16, named_machine, this_machine
 from edgekd.distill.packing import pack
-from edgekd.distill.preflight import check_fits, plan_run, saved_bytes_per_layer
+from edgekd.distill.preflight import Plan, check_fits, plan_run, saved_bytes_per_layer
 from edgekd.distill.recipe import Job, Recipe
 from edgekd.distill.sharding import gathered_bytes, traffic_of_step
 from edgekd.errors import ModelError, RecipeError
@@ -24,7 +24,7 @@ from tests.conftest import TEXTS, save_tiny_model
 
 CPUINFO = Path("/proc/cpuinfo")
 RECIPE = Recipe(rows_per_step=2, row_tokens=64, precision="fp32", compile="none")
-MACHINE = Machine("test", 64e9, 1e12, 2e11)
+MACHINE = Machine("test", 64e9, 1e12, 2e11, 1e10)
 
 
 def test_activations_are_counted_as_autograd_keeps_them(tmp_path: Path) -> None:
@@ -66,6 +66,27 @@ def test_every_switch_saves_what_it_is_for(tiny: Checkpoint) -> None:
     cached = plan_run(RECIPE, tiny, None, 400, MACHINE, is_cached=True)
     assert cached.teacher_bytes == 0 and cached.tokens_per_s > full["tokens_per_s"]
     assert cached.flop_per_token == 6 * tiny.n_parameters
+
+
+def test_text_that_the_student_writes_is_planned_with_the_time_it_takes(tiny: Checkpoint) -> None:
+    def planned(texts_per_row: float = 1.0, **changes: object) -> Plan:
+        recipe = replace(RECIPE, on_policy_tokens=16, on_policy_prompt_tokens=16, **changes)  # type: ignore[arg-type]
+        return plan_run(recipe, tiny, tiny, 400, MACHINE, samples_per_row=texts_per_row)
+
+    none, all_of_it = planned(), planned(on_policy=1.0)
+    assert none.writing_s_per_step == 0 and none.run_tokens == RECIPE.steps * 128
+    # Two rows of one text each, 16 of 32 tokens written: half of the rows' 128 is work.
+    assert all_of_it.run_tokens == RECIPE.steps * 32
+    assert all_of_it.compute_s_per_step == pytest.approx(none.compute_s_per_step / 2)
+    read_s = 16 * 4 * tiny.n_parameters / MACHINE.read_bytes_per_s
+    assert all_of_it.writing_s_per_step > read_s
+    # Four of five steps write, since theirs are 32 of the tokens and the others' 128.
+    half, full_rows = planned(on_policy=0.5), planned(on_policy=1.0, texts_per_row=9.0)
+    assert half.writing_s_per_step == pytest.approx(0.8 * all_of_it.writing_s_per_step)
+    assert half.run_tokens == RECIPE.steps * round(0.8 * 32 + 0.2 * 128)
+    assert full_rows.run_tokens == RECIPE.steps * 64  # four texts fill both rows
+    assert full_rows.writing_s_per_step == all_of_it.writing_s_per_step
+    assert full_rows.tokens_per_s > all_of_it.tokens_per_s
 
 
 def test_auto_is_what_the_planned_machine_has_whatever_plans_it(tiny: Checkpoint) -> None:
