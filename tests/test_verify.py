@@ -127,7 +127,7 @@ def test_the_table_tells_what_was_found_and_what_was_allowed(
     )
     assert done.returncode == 0, done.stderr
     shown = " ".join(done.stdout.split())
-    for words in ("bit for bit", "perplexity", "at most 10", "greedy choices", "unchanged"):
+    for words in ("bit for bit", "perplexity", "at most 10", "greedy tokens", "unchanged"):
         assert words in shown, done.stdout
 
 
