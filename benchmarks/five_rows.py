@@ -13,8 +13,9 @@ order, batches and learning rates, in two parts:
 
 "student quantized" is the baseline rounded to Q4_0. Each row is the file that ships, on the engine
 that runs it: llama.cpp for F16 and Q4_0, ONNX Runtime for a sixth line, the int4 row's own blocks
-in an ONNX folder. KL and top-1 are to the teacher's checkpoint in torch, on held-out text. Speeds
-come from one ``edgekd bench`` in which all files take turns.
+in an ONNX folder. KL and top-1 are to the teacher's checkpoint in torch, on held-out text; rows are
+compared on that window by window. Speeds come from one ``edgekd bench`` in which all files take
+turns.
 
 Questions: benchmarks/questions.py writes ARC-Easy, PIQA and MMLU; any others will do.
 
@@ -33,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from five_rows_budget import FIRST, RUNS, SECOND, Cost, cut, measuring_s, steps_within
+from five_rows_differences import differences
 from five_rows_options import parse_arguments, settings_of
 from record import record
 from stages import Json, Runner, Stages, run_as_process
@@ -209,6 +211,7 @@ class FiveRows:
             "minutes": sum(seconds.values()) / 60,
             "stages_s": seconds,
             "rows": rows,
+            "differences": differences(lambda row: dict(results[f"quality-{slug(row)}-text"])),
             "speeds_valid": bench["valid"],
             "conditions": bench["conditions"],
             "curves": {

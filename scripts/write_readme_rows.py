@@ -21,8 +21,9 @@ QUALITIES = {
     "top1_agreement": ("top-1", ".1%", True),
 }
 """Of a field: its name, how it is written, and whether more is better."""
+CHANGES = {"perplexity": "+.1%", "kl_nats": "+.4f", "top1_agreement": "+.1%"}
+"""How a difference is written; that of perplexity is relative."""
 TASK_FIELD = "acc_tokens"  # as in the five rows of edgekd report
-PAIRS = [("student distilled", "student baseline"), ("distilled + int4", "student quantized")]
 
 Json = dict[str, Any]
 
@@ -85,9 +86,10 @@ def provenance(result: Json) -> str:
 def verdicts(result: Json) -> Iterator[str]:
     """Yield a line for each pair of rows: every figure of both, and what the difference is."""
     rows = {row["row"]: row for row in result["rows"]}
-    for new, old in PAIRS:
+    found = {(each["new"], each["base"], each["figure"]): each for each in result["differences"]}
+    for new, old in dict.fromkeys((new, old) for new, old, _ in found):
         said = [
-            f"{name} {verdict(rows[new][field], rows[old][field], more_is_better)}"
+            f"{name} {difference(found[new, old, field], CHANGES[field], more_is_better)}"
             for field, (name, _, more_is_better) in QUALITIES.items()
         ]
         for task, found in rows[new]["tasks"].items():
@@ -96,9 +98,18 @@ def verdicts(result: Json) -> Iterator[str]:
         yield f"- **{new}** against {old}: {'; '.join(said)}."
     yield ""
     yield (
-        "The standard error of a difference is taken as the root of both squares' sum, as if the "
-        "rows had not been measured on the same text."
+        "Differences on the text are paired, window by window. Of the questions the standard error "
+        "is taken as the root of both squares' sum, as if they had not been the same."
     )
+
+
+def difference(found: Json, shape: str, more_is_better: bool) -> str:
+    """Return a paired difference, and whether it is more than two of its standard errors."""
+    value, error = found["difference"], found["standard_error"]
+    if error is None:
+        return "not comparable, a standard error is unknown"
+    said = judged(value if more_is_better else -value, error)
+    return f"{said} ({format(value, shape)} ± {format(error, shape.lstrip('+'))})"
 
 
 def verdict(new: Json, old: Json, more_is_better: bool) -> str:
@@ -106,7 +117,11 @@ def verdict(new: Json, old: Json, more_is_better: bool) -> str:
     gain = (new["value"] - old["value"]) * (1 if more_is_better else -1)
     if new["standard_error"] is None or old["standard_error"] is None:
         return "not comparable, a standard error is unknown"
-    error = math.hypot(new["standard_error"], old["standard_error"])
+    return judged(gain, math.hypot(new["standard_error"], old["standard_error"]))
+
+
+def judged(gain: float, error: float) -> str:
+    """Return what a ``gain`` with a standard ``error`` is."""
     if gain == 0:
         return "equal"
     beyond = "beyond" if abs(gain) > 2 * error else "within"

@@ -1,7 +1,6 @@
 """The five rows' benchmark on a tiny model: every stage, a kill between them, and what it says."""
 
 import json
-import math
 import os
 import re
 import shutil
@@ -195,18 +194,23 @@ def test_the_readme_says_what_the_figures_say(
     assert text.startswith("# A\n") and text.endswith("\n\n## B\n")
     assert text.count("\n| ") == 8 and result["machine"]["processor"] in text
     rows = {row["row"]: row for row in result["rows"]}
-    for new, old in (
-        ("student distilled", "student baseline"),
-        ("distilled + int4", "student quantized"),
-    ):
-        for field, name in (("kl_nats", "KL to teacher, nats"), ("perplexity", "perplexity")):
-            one, other = rows[new][field], rows[old][field]
-            gain = other["value"] - one["value"]
-            error = math.hypot(one["standard_error"], other["standard_error"])
-            said = "better" if gain > 0 else "worse"
-            said += f", {'beyond' if abs(gain) > 2 * error else 'within'} two standard errors"
-            (line,) = [line for line in text.splitlines() if line.startswith(f"- **{new}**")]
-            assert f"{name} {said}" in line
+    assert {each["new"]: each["base"] for each in result["differences"]} == {
+        "student distilled": "student baseline",
+        "distilled + int4": "student quantized",
+    }
+    for each in result["differences"]:
+        new, base, field = each["new"], each["base"], each["figure"]
+        if field not in ("kl_nats", "perplexity"):
+            continue
+        gain = rows[base][field]["value"] - rows[new][field]["value"]
+        size = -gain / (rows[base][field]["value"] if field == "perplexity" else 1)
+        assert each["difference"] == pytest.approx(size, abs=1e-9)
+        said = "better" if gain > 0 else "worse"
+        beyond = abs(each["difference"]) > 2 * each["standard_error"]
+        said += f", {'beyond' if beyond else 'within'} two standard errors"
+        name = {"kl_nats": "KL to teacher, nats", "perplexity": "perplexity"}[field]
+        (line,) = [line for line in text.splitlines() if line.startswith(f"- **{new}**")]
+        assert f"{name} {said}" in line
 
 
 def test_without_a_result_the_readme_stays(tmp_path: Path) -> None:
