@@ -18,10 +18,11 @@ from edgekd.export.plan import Quant, make_plan
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Two halves of the tests that run side by side would wait for each other's threads.
-if (half := os.environ.get("EDGEKD_TEST_HALF")) and hasattr(os, "sched_setaffinity"):
+# Workers of pytest-xdist on the same cores would wait for each other's threads.
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
     cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, cores[int(half) :: 2] or cores)
+    n_workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) :: n_workers] or cores)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
