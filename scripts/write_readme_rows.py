@@ -86,10 +86,10 @@ def provenance(result: Json) -> str:
 def verdicts(result: Json) -> Iterator[str]:
     """Yield a line for each pair of rows: every figure of both, and what the difference is."""
     rows = {row["row"]: row for row in result["rows"]}
-    found = {(each["new"], each["base"], each["figure"]): each for each in result["differences"]}
-    for new, old in dict.fromkeys((new, old) for new, old, _ in found):
+    pairs = {(each["new"], each["base"], each["figure"]): each for each in result["differences"]}
+    for new, old in dict.fromkeys((new, old) for new, old, _ in pairs):
         said = [
-            f"{name} {difference(found[new, old, field], CHANGES[field], more_is_better)}"
+            f"{name} {difference(pairs[new, old, field], CHANGES[field], more_is_better)}"
             for field, (name, _, more_is_better) in QUALITIES.items()
         ]
         for task, found in rows[new]["tasks"].items():
