@@ -159,7 +159,7 @@ def exporting(found: Json) -> Iterator[Compared]:
     ):
         exports = found[kind]["exports"]
         for arm in ("edgekd", "edgekd, unverified"):
-            said = ", verified" if arm == "edgekd" else ", not verified"
+            said = ", verified" if arm == "edgekd" else " with --no-verify"
             why = "it also runs the file against the checkpoint" if arm == "edgekd" else ""
             yield of_samples(
                 f"{kind}: seconds{said}",

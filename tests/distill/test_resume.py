@@ -80,6 +80,7 @@ def test_heads_that_have_moved_to_float32_stay_there(
 ) -> None:
     # As on a processor with bf16: on others the heads begin in float32.
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     job = _job(tiny_folder, tiny_folder, tmp_path, head_precision="auto")  # no divergence at all
     distill(job, tmp_path / "whole", callbacks=[watch := Watch()])
     assert watch.precisions == ["bf16"] + 11 * ["fp32"]

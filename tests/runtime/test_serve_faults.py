@@ -9,11 +9,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
+import psutil
 import pytest
 
 from edgekd.runtime.http_guard import Guard
@@ -230,12 +231,28 @@ def test_a_client_that_sends_on_after_its_refusal_is_cut_off(
             assert client.get(server.url + "/health").status_code == 200
 
 
+@contextmanager
+def held_up() -> Iterator[None]:
+    """Let the engine's process wait, in the midst of its start."""
+    (worker,) = (
+        child
+        for child in psutil.Process().children()
+        if "edgekd.runtime.engine_worker" in child.cmdline()
+    )
+    worker.suspend()
+    try:
+        yield
+    finally:
+        worker.resume()
+
+
 def test_until_the_model_is_ready_the_answer_is_503(float_gguf: Path) -> None:
     with serving(float_gguf, wait=False) as server:
-        response = server.get("/health")
-        refused(response, 503, "engine_unavailable")
-        assert response.headers["Retry-After"]
-        refused(server.post(TEXT, CONTINUE), 503, "engine_unavailable")
+        with held_up():
+            response = server.get("/health")
+            refused(response, 503, "engine_unavailable")
+            assert response.headers["Retry-After"]
+            refused(server.post(TEXT, CONTINUE), 503, "engine_unavailable")
         server.engine.wait_ready(60)
         assert server.get("/health").json() == {"status": "ok"}
 
