@@ -2,7 +2,6 @@
 
     python benchmarks/qad.py --teacher T --student S --text F --held-out G \
         --out benchmarks/results/qad.json
-    python benchmarks/qad.py ... --steps 60 --heads --out benchmarks/results/qad_heads.json
 
 The student, already distilled, is trained on from the same point, tokens and settings: in float,
 and on the grid that ships. The first is exported as F16, Q4_0, Q4_0 by GPTQ and Q4_K_M with an

@@ -113,7 +113,7 @@ def has_native_bf16() -> bool:
     """Return whether the device that trains multiplies bf16; others imitate it, slowly."""
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # With AVX-512 alone oneDNN says yes and imitates it, at a fifth of fp32's speed.
+    # With AVX-512 alone oneDNN says yes and imitates it, far more slowly than it computes in fp32.
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")
     if is_x86 and not torch.cpu._is_avx512_bf16_supported():
         return False

@@ -2,8 +2,8 @@
 
 Memory is counted, not guessed: weights, gradients and optimizer from the shapes, activations by
 running one decoder layer on tensors without storage and adding up what autograd would keep. Speed
-comes from a second of matrix products on this machine, or from a data sheet, times the share of
-that rate that whole steps were measured to reach. Several GPUs share the student (FSDP2).
+comes from under a second of matrix products on this machine, or from a data sheet, times the share
+of that rate that whole steps were measured to reach. Several GPUs share the student (FSDP2).
 """
 
 from dataclasses import asdict, dataclass
@@ -92,6 +92,11 @@ class Plan:
     def fits(self) -> bool:
         """Whether the peak is below what this machine has."""
         return self.peak_bytes <= self.available_bytes
+
+    @property
+    def step_s(self) -> float:
+        """Seconds that an optimizer step takes, on average."""
+        return self.compute_s_per_step + self.writing_s_per_step + self.network_s_per_step
 
     @property
     def gpu_hours(self) -> float:

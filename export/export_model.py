@@ -130,10 +130,7 @@ def _export_gguf(
     # Both are whole before either is renamed.
     with atomic_file(manifest_path(out)) as partial_manifest, atomic_file(out) as partial:
         write_gguf(checkpoint, plan, partial, progress)
-        report = _unverified()
-        if verify:
-            with _kept_if_rejected(partial, out):
-                report = _verify(partial, checkpoint, plan, progress)
+        report = _report(partial, out, checkpoint, plan, progress, verify=verify)
         manifest = _manifest(checkpoint, plan, report, [partial])
         partial_manifest.write_text(manifest_text(manifest), "utf-8")
     fallen = {"fallen_tensors": list(plan.fallen)} if plan.fallen else {}
@@ -155,10 +152,7 @@ def _export_onnx(
     with atomic_folder(out) as partial:
         progress.say(f"writing {out}")
         write_onnx(checkpoint, plan, partial, target)
-        report = _unverified()
-        if verify:
-            with _kept_if_rejected(partial, out):
-                report = _verify(partial, checkpoint, plan, progress)
+        report = _report(partial, out, checkpoint, plan, progress, verify=verify)
         files = [path for path in partial.iterdir() if path.is_file()]
         manifest = _manifest(checkpoint, plan, report, files, target)
         write_manifest(manifest_path(partial), manifest)
@@ -181,10 +175,8 @@ def _export_npu(
     with atomic_folder(out) as partial:
         progress.say(f"writing {out}")
         npu = write_npu(checkpoint, plan, partial, options, progress)
-        report = _unverified()
-        if verify:
-            with _kept_if_rejected(partial, out):
-                report = _verify(partial, checkpoint, plan, progress, on_npu=options.emulate)
+        on_npu = options.emulate
+        report = _report(partial, out, checkpoint, plan, progress, verify=verify, on_npu=on_npu)
         if "on_npu" in report:
             npu["label"] = report["on_npu"]["label"]
         report["npu"] = npu
@@ -216,17 +208,24 @@ def _kept_if_rejected(partial: Path, out: Path) -> Iterator[None]:
         raise VerificationError(f"{error} (kept as {rejected})") from error
 
 
-def _verify(
-    artifact: Path, checkpoint: Checkpoint, plan: Plan, progress: Progress, *, on_npu: bool = False
+def _report(
+    partial: Path,
+    out: Path,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    progress: Progress,
+    *,
+    verify: bool,
+    on_npu: bool = False,
 ) -> dict[str, Any]:
+    """Return the report of every check of ``partial``, or that there was none."""
+    if not verify:
+        return {UNVERIFIED: "exported without verification"}
     from edgekd.export.verify import verify_against_checkpoint
 
     progress.say("verifying weights, tokenizer, chat template and logits against the checkpoint")
-    return verify_against_checkpoint(artifact, checkpoint, plan, on_npu=on_npu)
-
-
-def _unverified() -> dict[str, Any]:
-    return {UNVERIFIED: "exported without verification"}
+    with _kept_if_rejected(partial, out):
+        return verify_against_checkpoint(partial, checkpoint, plan, on_npu=on_npu)
 
 
 def _manifest(

@@ -233,9 +233,10 @@ def main() -> None:
 
 
 def _export_summary(report: dict[str, Any], model: str) -> str:
+    from edgekd.export.export_model import UNVERIFIED
     from edgekd.units import format_bytes
 
-    if (unverified := report.get("unverified")) is not None:
+    if (unverified := report.get(UNVERIFIED)) is not None:
         checkpoint = model if Path(model).is_dir() else "CHECKPOINT"
         return (
             f"{report['path']}: {format_bytes(report['bytes'])}, {unverified}; check it with\n"

@@ -334,8 +334,7 @@ def _plan_summary(plan: "Plan", cost: float | None) -> str:
 
 
 def _writing_summary(plan: "Plan") -> list[str]:
-    step_s = plan.compute_s_per_step + plan.writing_s_per_step + plan.network_s_per_step
-    share = plan.writing_s_per_step / step_s
+    share = plan.writing_s_per_step / plan.step_s
     return [f"  of the time the student writes its own text: {share:.0%}"] if share else []
 
 
@@ -344,8 +343,7 @@ def _network_summary(plan: "Plan") -> list[str]:
 
     if plan.n_gpus == 1:
         return []
-    step_s = plan.compute_s_per_step + plan.writing_s_per_step + plan.network_s_per_step
-    share = plan.network_s_per_step / step_s
+    share = plan.network_s_per_step / plan.step_s
     return [
         f"  {plan.n_gpus} GPUs share weights, optimizer and gradients; a step brings each "
         f"{format_bytes(plan.network_gpu_bytes_per_step)}, each node "

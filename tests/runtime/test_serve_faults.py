@@ -14,7 +14,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
-import psutil
 import pytest
 
 from edgekd.runtime.http_guard import Guard
@@ -232,23 +231,20 @@ def test_a_client_that_sends_on_after_its_refusal_is_cut_off(
 
 
 @contextmanager
-def held_up() -> Iterator[None]:
+def held_up(server: Serving) -> Iterator[None]:
     """Let the engine's process wait, in the midst of its start."""
-    (worker,) = (
-        child
-        for child in psutil.Process().children()
-        if "edgekd.runtime.engine_worker" in child.cmdline()
-    )
-    worker.suspend()
+    while (pid := server.engine.pid) is None:
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGSTOP)
     try:
         yield
     finally:
-        worker.resume()
+        os.kill(pid, signal.SIGCONT)
 
 
 def test_until_the_model_is_ready_the_answer_is_503(float_gguf: Path) -> None:
     with serving(float_gguf, wait=False) as server:
-        with held_up():
+        with held_up(server):
             response = server.get("/health")
             refused(response, 503, "engine_unavailable")
             assert response.headers["Retry-After"]
